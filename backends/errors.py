@@ -1,0 +1,33 @@
+"""The root of layerlift's exception tree, and what a backend may raise. runtime/errors.py draws the whole tree."""
+
+from __future__ import annotations
+
+
+class LayerliftError(Exception):
+    """A failure with a one-line message; `hint`, if any, is the next step for the user."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = ""):
+        super().__init__(message)
+        self.hint = hint
+
+
+class BackendError(LayerliftError):
+    """A device or a kernel library failed."""
+
+
+class BackendUnavailable(BackendError):
+    """The backend cannot be used on this machine; the message is the reason."""
+
+
+class UnsupportedFormat(BackendError):
+    """The backend has no kernel for a weight's format."""
+
+
+class DeviceOutOfMemory(BackendError):
+    """An allocation on the device failed; `nbytes` were asked for."""
+
+    def __init__(self, message: str, *, nbytes: int, hint: str = ""):
+        super().__init__(message, hint=hint)
+        self.nbytes = nbytes

@@ -1,0 +1,1 @@
+"""Measurements: synthetic models, the benchmark table, and comparisons with peers."""
