@@ -1,8 +1,8 @@
 """Writes GGUF models of a given shape with random weights, for benchmarks and tests.
 
 Knows nothing of running them. The blocks are random bytes with sound scales, so that any format costs what it
-costs in a real model, every format decodes to finite values, and activations keep their variance from layer to
-layer: logits neither vanish nor explode.
+costs in a real model, every format decodes to finite values, and activations keep their variance from layer
+to layer: logits neither vanish nor explode.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SHAPES = {
     )
 }
 
-# Where the half-precision scales of a block are: (byte offset, value as a multiple of the block's main scale).
+# Where a block's half-precision scales are: (byte offset, value as a multiple of the main scale).
 # The minima are set so that the mean of the decoded values is about zero.
 SCALES: dict[str, tuple[tuple[int, float], ...]] = {
     "Q4_0": ((0, 1.0),),
@@ -174,8 +174,8 @@ def write_model(
 ) -> None:
     """Writes a llama model; `vocab` is a vocabulary, a GGUF to take it from, or None for a made-up one.
 
-    `fmt` is a tensor format or a mix (Q4_K_M, Q5_K_M). Unless `pure`, the head of a small format is Q6_K, as in
-    the files that llama.cpp's quantiser writes.
+    `fmt` is a tensor format or a mix (Q4_K_M, Q5_K_M). Unless `pure`, the head of a small format is Q6_K,
+    as in the files that llama.cpp's quantiser writes.
     """
     import gguf
 
