@@ -160,7 +160,8 @@ class Step:
     positions: NDArray[np.int32]  # [T]
     rows: NDArray[np.int32]  # [T]: the cache row each token's key and value are written to
     spans: tuple[Span, ...]  # in order, covering [0, T)
-    outputs: NDArray[np.int32]  # [n_out]: the tokens (indices into T) whose logits are wanted
+    outputs: NDArray[np.int32]  # [n_out]: the tokens (indices into T, ascending) whose logits are wanted
+    kv: Sequence[KVStore]  # one per layer
     # What a backend derives once per step and uses in every layer (rope tables, uploaded indices), by its own key.
     scratch: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -171,7 +172,8 @@ class Step:
         return self.scratch[key]
 
 
-Block = Callable[["Backend", Array, Step], Array]  # one transformer layer: x [T, d] -> x [T, d]
+# One transformer layer: x [T, d] -> x [T, d]; the model's last one returns the rows of `step.outputs` only.
+Block = Callable[["Backend", Array, Step], Array]
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,7 @@ class Backend(ABC):
     def open(cls, device: DeviceInfo, **options: Any) -> Backend:
         """Opens a device that `probe` found; raises BackendUnavailable. Options: `threads` (CPU)."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (NumPy holds nothing)
         """Gives back threads and device memory. Arrays and weights of this backend are dead afterwards."""
 
     # -- memory --
@@ -339,9 +341,9 @@ class Backend(ABC):
         h = self.rms_norm(x, norm)
         return self.gate(self.linear(h, w_gate), self.linear(h, w_up), activation)
 
-    def head(self, x: Array, norm: Norm, w: Linear, step: Step) -> Array:
-        """Logits [n_out, vocab] of the tokens in `step.outputs`."""
-        return self.linear(self.rms_norm(self.select(x, step.outputs), norm), w)
+    def head(self, x: Array, norm: Norm, w: Linear) -> Array:
+        """Logits [n_out, vocab] of the last layer's output x [n_out, d]."""
+        return self.linear(self.rms_norm(x, norm), w)
 
     def pick(self, logits: Array) -> NDArray[np.int32]:
         """The most likely token of each row of logits [n, vocab]; ties go to the lower id."""

@@ -1,0 +1,57 @@
+"""Which backends there are, in order of preference, and how one is opened. Imports none until it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from typing import Any
+
+from .base import Backend, DeviceInfo, Probe
+from .errors import BackendUnavailable
+
+# name → module and class. Third parties register theirs as entry points of the group `layerlift.backends`.
+BUILTIN = {
+    "cpu": ("cpu", "CpuBackend"),
+    "numpy": ("numpy_", "NumpyBackend"),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Every known backend: the built-in ones in order of preference, then those of other packages."""
+    return (*BUILTIN, *(e.name for e in entry_points(group="layerlift.backends") if e.name not in BUILTIN))
+
+
+def backend_class(name: str) -> type[Backend]:
+    """The class behind a name; raises BackendUnavailable for an unknown one."""
+    if name in BUILTIN:
+        module, attribute = BUILTIN[name]
+        return getattr(importlib.import_module(f".{module}", __package__), attribute)
+    for entry in entry_points(group="layerlift.backends"):
+        if entry.name == name:
+            return entry.load()
+    raise BackendUnavailable(f"backend {name!r} is unknown", hint=f"known: {', '.join(names())}")
+
+
+def probe_all() -> tuple[Probe, ...]:
+    """What every backend found on this machine. A third party's backend that fails is reported, not raised."""
+    probes = []
+    for name in names():
+        try:
+            probes.append(backend_class(name).probe())
+        except Exception as error:
+            probes.append(Probe(name, reason=f"{type(error).__name__}: {error}"))
+    return tuple(probes)
+
+
+def open_device(device: DeviceInfo, **options: Any) -> Backend:
+    """Opens a device that a probe found."""
+    return backend_class(device.backend).open(device, **options)
+
+
+def host_device() -> DeviceInfo:
+    """The best backend that computes on the host: native kernels where they were built, else NumPy."""
+    for name in ("cpu", "numpy"):
+        probe = backend_class(name).probe()
+        if probe.devices:
+            return probe.devices[0]
+    raise AssertionError("NumPy is always there")

@@ -1,0 +1,37 @@
+"""Every backend on this machine answers every case of the op table as float64 NumPy does."""
+
+import numpy as np
+import pytest
+from layerlift.backends import registry
+from layerlift.backends.base import Backend, UnsupportedFormat
+from layerlift.backends.opcases import all_cases, judge
+
+CASES = list(all_cases())
+
+
+def devices():
+    return [device for probe in registry.probe_all() for device in probe.devices]
+
+
+@pytest.fixture(scope="module", params=devices(), ids=str)
+def backend(request):
+    opened = registry.open_device(request.param)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_backend_equals_float64(backend: Backend, case):
+    try:
+        verdict = judge(case, backend, relaxed=backend.name != "numpy")
+    except UnsupportedFormat as error:
+        pytest.skip(str(error))
+    assert verdict.ok, f"{case} on {backend.name}: nmse {verdict.nmse:.3g}, max error {verdict.max_error:.3g}"
+
+
+def test_a_wrong_answer_is_judged_wrong():
+    case = next(c for c in CASES if c.op == "rms_norm")
+    backend = registry.open_device(registry.backend_class("numpy").probe().devices[0])
+    assert judge(case, backend).ok
+    backend.rms_norm = lambda x, norm, width=0: np.where(np.arange(x.shape[1]) == 5, np.nan, x)
+    assert not judge(case, backend).ok
