@@ -1,0 +1,71 @@
+#include "isa.h"
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
+namespace layerlift {
+
+namespace generic {
+extern const Isa isa;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const Isa isa;
+}
+namespace avx512 {
+extern const Isa isa;
+}
+#elif defined(__aarch64__)
+namespace neon {
+extern const Isa isa;
+}
+#endif
+
+namespace {
+
+std::vector<const Isa*> usable() {
+  std::vector<const Isa*> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+                  __builtin_cpu_supports("bmi2");
+  bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                    __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+  if (has_avx512) found.push_back(&avx512::isa);
+  if (has_avx2) found.push_back(&avx2::isa);
+#elif defined(__aarch64__)
+#if defined(__linux__)
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) found.push_back(&neon::isa);
+#else
+  found.push_back(&neon::isa);
+#endif
+#endif
+  found.push_back(&generic::isa);
+  return found;
+}
+
+}  // namespace
+
+const Isa* find_isa(const char* name) {
+  for (const Isa* isa : usable())
+    if (!name || !*name || !strcmp(name, isa->name)) return isa;
+  return nullptr;
+}
+
+const char* isa_names() {
+  static const std::string names = [] {
+    std::string joined;
+    for (const Isa* isa : usable()) joined += (joined.empty() ? "" : " ") + std::string(isa->name);
+    return joined;
+  }();
+  return names.c_str();
+}
+
+}  // namespace layerlift

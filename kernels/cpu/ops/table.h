@@ -1,0 +1,10 @@
+// The kernels of ops/ that each instruction set supplies.
+#pragma once
+
+namespace layerlift {
+
+struct OpsTable {
+  int reserved;
+};
+
+}  // namespace layerlift
