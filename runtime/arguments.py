@@ -1,0 +1,129 @@
+"""Reads a command line by the table of flags. Knows nothing of models; touches no file.
+
+Not argparse: a value may begin with a dash (`-p '-hello'`), which argparse takes for a missing value, and one
+dash may carry a long name (`-ngl 8`), which it takes for `-n gl`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+from .errors import UserError
+from .flags import COMMANDS, Flag, flags_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Flags that come from elsewhere, and what to say about them.
+FOREIGN = {
+    "--server": "this version has no server; it talks in the terminal, with --cli and from Python",
+    "-i": "leave --cli away to talk with the model",
+    "--interactive": "leave --cli away to talk with the model",
+    "-cnv": "leave --cli away to talk with the model",
+}
+
+
+class Options(SimpleNamespace):
+    """The parsed command line: an attribute for each dest, `mode`, `words`, and `given` (dests as typed)."""
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Options of a command line without the program's name. Raises UserError."""
+    if argv and argv[0] in COMMANDS:
+        return _read(argv[0], argv[1:])
+    options = _read("chat", argv)  # chat and --cli share their names, so either reads the line
+    if options.mode != "chat":
+        options = _read(options.mode, argv)
+    return _refuse_other_mode(options)
+
+
+def _read(mode: str, argv: Sequence[str]) -> Options:
+    known = _names(mode)
+    options = Options(mode=mode, words=[], given=[])
+    for flag in flags_of(mode):
+        if flag.dest != "mode" and not (flag.kind is None and flag.default is None):
+            setattr(options, flag.dest, flag.default_for(mode))
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            options.words += rest
+            break
+        if not word.startswith("-") or word == "-":
+            options.words.append(word)
+            continue
+        name, equals, attached = _split(word)
+        flag = known.get(name)
+        if flag is None:
+            raise _unknown(name, mode, known)
+        _store(options, flag, name, attached if equals else None, rest)
+    return _check(options)
+
+
+def _names(mode: str) -> Mapping[str, Flag]:
+    modes = ("cli", "chat") if mode in ("chat", "cli") else (mode,)
+    return {name: flag for each in modes for flag in flags_of(each) for name in flag.names}
+
+
+def _split(word: str) -> tuple[str, str, str]:
+    name, equals, attached = word.partition("=")
+    return (name.replace("_", "-") if name.startswith("--") else name), equals, attached
+
+
+def _store(options: Options, flag: Flag, name: str, attached: str | None, rest: list[str]) -> None:
+    options.given.append(flag.dest)
+    if flag.kind is None:
+        if attached is not None:
+            raise UserError(f"{name} takes no value, got {attached!r}")
+        setattr(options, flag.dest, flag.value)
+        return
+    if attached is None:
+        if not rest:
+            hint = _help_hint(options.mode)
+            raise UserError(f"{name} needs a value: {name} {flag.kind.metavar}", hint=hint)
+        attached = rest.pop(0)
+    try:
+        value = flag.kind.convert(attached)
+    except ValueError as reason:
+        raise UserError(f"{name} takes {reason}, not {attached!r}") from None
+    setattr(options, flag.dest, (*getattr(options, flag.dest), value) if flag.repeat else value)
+
+
+def _unknown(name: str, mode: str, known: Mapping[str, Flag]) -> UserError:
+    message = f"unknown flag {name}" + (f" for '{mode}'" if mode in COMMANDS else "")
+    if name in FOREIGN:
+        return UserError(message, hint=FOREIGN[name])
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.7)
+    return UserError(message, hint=f"did you mean {' or '.join(close)}?" if close else _help_hint(mode))
+
+
+def _help_hint(mode: str) -> str:
+    return f"layerlift {mode + ' ' if mode in COMMANDS else ''}--help lists the flags"
+
+
+def _check(options: Options) -> Options:
+    """What one flag alone cannot say: stray words, and keys and values of different types."""
+    if options.words and options.mode != "pull" and not getattr(options, "help", False):
+        word = options.words[0]
+        close = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.6)
+        hint = f"did you mean 'layerlift {close[0]}'?" if close else _help_hint(options.mode)
+        if word.endswith((".gguf", ".llamafile", ".zip")):
+            hint = f"layerlift -m {word}"
+        raise UserError(f"unexpected argument {word!r}", hint=hint)
+    key, value = getattr(options, "kv_dtype_k", None), getattr(options, "kv_dtype_v", None)
+    if key and value and key != value:
+        raise UserError(f"-ctk {key} and -ctv {value} differ; cached keys and values have one type")
+    return options
+
+
+def _refuse_other_mode(options: Options) -> Options:
+    """A flag that only chat or only --cli knows is refused in the other, rather than ignored."""
+    here = {flag.dest for flag in flags_of(options.mode)}
+    for flag in (*flags_of("chat"), *flags_of("cli")):
+        if flag.dest in options.given and flag.dest not in here:
+            word = "with" if options.mode == "chat" else "without"
+            raise UserError(f"{flag.names[-1]} works {word} --cli only")
+    return options

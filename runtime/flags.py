@@ -1,0 +1,268 @@
+"""The table of flags: every name, value and default of every mode. Knows nothing of what a flag brings about.
+
+The help is made from this table (usage.py), and arguments.py reads a command line by it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+COMMANDS = {
+    "bench": "measure tokens per second",
+    "perplexity": "score a text: exp of the mean negative log likelihood",
+    "tokenize": "print the tokens of a text",
+    "devices": "show the devices that layers can run on",
+    "pull": "fetch a model",
+    "list": "show the models found on this machine",
+}
+MODES = ("chat", "cli", *COMMANDS)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a flag's value looks like; `convert` raises ValueError with what was expected."""
+
+    metavar: str
+    convert: Callable[[str], Any]
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)  # hashed by identity: a default may be a dict
+class Flag:
+    """One flag. `kind` None is a switch, which stores `value`; `default` may be a dict by mode."""
+
+    names: tuple[str, ...]
+    dest: str
+    help: str
+    modes: tuple[str, ...]
+    kind: Kind | None = None
+    default: Any = None
+    value: Any = True
+    repeat: bool = False  # values gather in a tuple; otherwise the last one wins
+    group: str = ""
+
+    def default_for(self, mode: str) -> Any:
+        return self.default.get(mode) if isinstance(self.default, dict) else self.default
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Kinds of values
+
+
+def integer(metavar: str = "N", *, low: int | None = None, thousands: bool = False) -> Kind:
+    """A whole number, at least `low`; with `thousands` also 8k (8192) and 1m."""
+
+    def convert(text: str) -> int:
+        match = re.fullmatch(r"([+-]?\d{1,18})([km]?)", text.strip().lower() if thousands else text.strip())
+        if not match:
+            raise ValueError("a whole number" + (" such as 4096 or 8k" if thousands else ""))
+        number = int(match[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20}[match[2]]
+        if low is not None and number < low:
+            raise ValueError(f"a whole number of at least {low}")
+        return number
+
+    return Kind(metavar, convert)
+
+
+def number(metavar: str = "X") -> Kind:
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError("a number") from None
+        if value != value or value in (float("inf"), float("-inf")):
+            raise ValueError("a finite number")
+        return value
+
+    return Kind(metavar, convert)
+
+
+def choice(*names: str, metavar: str = "", aliases: dict[str, str] | None = None) -> Kind:
+    """One of `names`, in any case; `aliases` are other words for them."""
+
+    def convert(text: str) -> str:
+        word = text.strip().lower()
+        word = (aliases or {}).get(word, word)
+        if word not in names:
+            raise ValueError("one of " + ", ".join(names))
+        return word
+
+    return Kind(metavar or "|".join(names), convert, names)
+
+
+def _layers(text: str) -> int | str:
+    word = text.strip().lower()
+    if word in ("auto", "-1"):  # -1 is what llama.cpp's users write for "you choose"
+        return "auto"
+    if word in ("all", "max"):
+        return ALL_LAYERS
+    if not re.fullmatch(r"\d{1,9}", word):
+        raise ValueError("a number of layers, 'auto' or 'all'")
+    return int(word)
+
+
+def _logit_bias(text: str) -> tuple[int, float]:
+    match = re.fullmatch(r"\s*(\d{1,9})\s*([+-])\s*(\d+(?:\.\d*)?|\.\d+|inf)\s*", text)
+    if not match:
+        raise ValueError("a token id and a bias, such as 15043+1 or 15043-1.5")
+    return int(match[1]), float(match[2] + match[3])
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in re.split(r"[;,\s]+", text.strip()) if word)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        values = tuple(integer(low=0).convert(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError("a whole number, or several with commas between") from None
+    return values
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in re.split(r"[,/]", text))
+    except ValueError:
+        values = ()
+    if not values or any(not 0 <= value < float("inf") for value in values) or not sum(values):
+        raise ValueError("one share for each device, such as 3,1")
+    return values
+
+
+ALL_LAYERS = 999
+TEXT = Kind("TEXT", str)
+FILE = Kind("FILE", str)
+LAYERS = Kind("N|auto|all", _layers)
+GPU = choice(
+    *("auto", "nvidia", "amd", "opencl", "disable"),
+    aliases={"cuda": "nvidia", "cublas": "nvidia", "rocm": "amd", "rocblas": "amd", "hip": "amd"}
+    | {"disabled": "disable", "off": "disable"},
+)
+KV_DTYPE = choice("f16", "bf16", "f32")
+NAMES = Kind("A;B;…", _words)
+COUNTS = Kind("N,…", _counts)
+SHARES = Kind("A,B,…", _shares)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# The table
+
+TALK = ("chat", "cli")
+LOADS = (*TALK, "bench", "perplexity")
+
+
+def _table() -> tuple[Flag, ...]:
+    """Groups in the order of the help; within a mode every name and every dest has one meaning."""
+    flags: list[Flag] = []
+    title, modes = "", TALK
+
+    def flag(names: str, dest: str, help: str, kind: Kind | None = None, default: Any = None, **more: Any):
+        more = {"modes": modes, "group": title, **more}
+        flags.append(Flag(tuple(names.split()), dest, help, kind=kind, default=default, **more))
+
+    # fmt: off
+    title, modes = "mode", TALK
+    flag("--chat", "mode", "talk with the model in the terminal (the default)", value="chat")
+    flag("--cli", "mode", "complete a prompt; the text goes to stdout and nothing else does", value="cli")
+    flag("-h --help", "help", "show the flags and leave", modes=MODES, default=False)
+    flag("--version", "version", "show the version and leave", modes=MODES, default=False)
+
+    title, modes = "model", LOADS
+    flag("-m --model", "model", "GGUF file or model name (default: a small model, fetched once)",
+         FILE, modes=(*LOADS, "tokenize"))
+    flag("-c --ctx-size --ctx", "context", "tokens of context, such as 8k; 0: what the model was trained for",
+         integer(low=0, thousands=True), {"chat": 8192, "cli": 8192, "perplexity": 512},
+         modes=(*TALK, "perplexity"))
+    flag("-ngl --n-gpu-layers --gpu-layers", "ngl", "how many of the first layers go to the GPU",
+         LAYERS, "auto")
+    flag("--gpu", "gpu", "which kind of GPU to use", GPU, "auto")
+    flag("-ts --tensor-split", "tensor_split", "shares of the layers for several GPUs, such as 3,1", SHARES)
+    flag("-mg --main-gpu", "main_gpu", "index of the GPU to prefer", integer(low=0))
+    flag("-t --threads", "threads", "CPU threads (default: the physical cores)", integer(low=1))
+    flag("-b --batch-size -ub --ubatch-size", "batch", "tokens in one forward pass", integer(low=1), 512)
+    flag("-ctk --cache-type-k", "kv_dtype_k", "type of the cached keys (default: f16)", KV_DTYPE)
+    flag("-ctv --cache-type-v", "kv_dtype_v", "type of the cached values, the same as the keys'", KV_DTYPE)
+    flag("--chat-template", "chat_template", "built-in template (chatml, llama2, llama3) or a file with one",
+         Kind("NAME|FILE", str), modes=("chat",))
+
+    title, modes = "prompt", TALK
+    flag("-p --prompt --system-prompt", "prompt", "--cli: the prompt; chat: the system prompt", TEXT)
+    flag("-f --file", "file", "--cli: a file with the prompt; chat: a file to talk about", FILE)
+    flag("-e --escape", "escape", "read \\n, \\t and the like in -p and -r (the default)", default=True)
+    flag("--no-escape", "escape", "leave them as they are", value=False)
+    flag("-n --n-predict --predict", "max_tokens", "tokens to write; -1: no limit, -2: to the end of the context",
+         integer(low=-2), -1)
+    flag("-r --reverse-prompt", "stop", "stop at this text (may be given several times)",
+         TEXT, (), repeat=True)
+    flag("--keep", "keep", "tokens of the prompt to keep when the context shifts; -1: all",
+         integer(low=-1), 0, modes=("cli",))
+    flag("--context-shift", "context_shift", "drop old text when the context is full (the default)",
+         default=True, modes=("cli",))
+    flag("--no-context-shift", "context_shift", "stop when the context is full", value=False, modes=("cli",))
+    flag("--ignore-eos", "ignore_eos", "go on after the end of text", default=False)
+    flag("--prompt-cache", "prompt_cache", "keep the evaluated prompt in this file", FILE, modes=("cli",))
+    flag("--prompt-cache-all", "prompt_cache_all", "keep the answer in it too", default=False, modes=("cli",))
+    flag("--prompt-cache-ro", "prompt_cache_ro", "only read it", default=False, modes=("cli",))
+
+    title, modes = "sampling", TALK
+    flag("--temp --temperature", "temperature", "0 always takes the likeliest token",
+         number(), {"chat": 0.0, "cli": 0.8})
+    flag("--top-k", "top_k", "keep the k likeliest tokens; 0: all", integer(), 40)
+    flag("--top-p", "top_p", "keep the likeliest tokens that make up this probability", number(), 0.95)
+    flag("--min-p", "min_p", "drop tokens below this share of the best probability", number(), 0.05)
+    flag("--typical --typical-p", "typical_p", "locally typical sampling; 1: off", number(), 1.0)
+    flag("--repeat-penalty", "repeat_penalty", "divide the logits of recent tokens by this", number(), 1.0)
+    flag("--repeat-last-n", "repeat_last_n", "so many tokens are recent; -1: all", integer(low=-1), 64)
+    flag("--presence-penalty", "presence_penalty", "subtract this for a recent token", number(), 0.0)
+    flag("--frequency-penalty", "frequency_penalty", "subtract this for each time it came", number(), 0.0)
+    flag("--mirostat", "mirostat", "Mirostat version, 1 or 2; 0: off", integer(low=0), 0)
+    flag("--mirostat-ent", "mirostat_tau", "Mirostat's target entropy", number(), 5.0)
+    flag("--mirostat-lr", "mirostat_eta", "Mirostat's learning rate", number(), 0.1)
+    flag("--min-keep", "min_keep", "tokens that every sampler leaves at least", integer(low=1), 1)
+    flag("--samplers", "samplers", "samplers in their order, such as 'top_k;top_p;temperature'", NAMES)
+    flag("--logit-bias", "logit_bias", "add to a token's logit, such as 15043+1 (may be given several times)",
+         Kind("ID±BIAS", _logit_bias), (), repeat=True)
+    flag("-s --seed", "seed", "seed of the random choice (default: random); -1: random", integer(low=-1))
+    flag("--grammar", "grammar", "the answer follows this GBNF grammar", Kind("GBNF", str))
+    flag("--grammar-file", "grammar_file", "the same, from a file", FILE)
+    flag("-j --json-schema", "json_schema", "the answer is JSON that fits this schema", Kind("SCHEMA", str))
+
+    title, modes = "output", TALK
+    flag("--no-display-prompt --silent-prompt", "display_prompt", "do not show the prompt",
+         default=True, value=False)
+    flag("-sp --special", "special", "show special tokens", default=False)
+    flag("--color", "color", "colour also where stdout is not a terminal", default=False)
+    flag("--nologo", "logo", "no logo at the start of a chat", default=True, value=False, modes=("chat",))
+    flag("--ascii", "ascii", "nothing but ASCII in the logo", default=False, modes=("chat",))
+    flag("--log-disable", "log_disable", "say nothing about the run, and keep no history of the chat",
+         default=False)
+    flag("--verbose", "verbose", "say more about devices and timings", default=False, modes=LOADS)
+
+    title, modes = "bench", ("bench",)
+    flag("-p --n-prompt", "n_prompt", "prompt lengths to measure", COUNTS, (512,))
+    flag("-n --n-gen", "n_gen", "answer lengths to measure", COUNTS, (16,))
+    flag("-r --repetitions", "repetitions", "measure so many times", integer(low=1), 3)
+    flag("-o --output", "output", "how to write the table", choice("md", "json", "csv"), "md")
+
+    title, modes = "text", ("perplexity", "tokenize")
+    flag("-p --prompt", "prompt", "the text", TEXT)
+    flag("-f --file", "file", "a file with the text", FILE)
+    flag("--chunks", "chunks", "score so many chunks at most", integer(low=1), modes=("perplexity",))
+    flag("--json", "json", "print JSON", default=False, modes=("perplexity", "tokenize", "devices", "list"))
+    flag("--no-bos", "bos", "leave out the start token", default=True, value=False, modes=("tokenize",))
+    flag("--no-parse-special", "parse_special", "read the text of special tokens as plain text",
+         default=True, value=False, modes=("tokenize",))
+    # fmt: on
+    return tuple(flags)
+
+
+FLAGS = _table()
+
+
+def flags_of(mode: str) -> tuple[Flag, ...]:
+    """The flags that a mode knows."""
+    return tuple(flag for flag in FLAGS if mode in flag.modes)

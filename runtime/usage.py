@@ -1,0 +1,75 @@
+"""The help text, made from the table of flags. Knows nothing of how flags are read."""
+
+from __future__ import annotations
+
+import textwrap
+
+from .flags import COMMANDS, Flag, flags_of
+
+WIDTH = 100
+LEFT = 34
+
+EXAMPLES = {
+    "chat": (
+        "layerlift                                    talk with the default model, fetched once",
+        "layerlift -m model.gguf -p SYSTEM -ngl 20    talk, with the first 20 layers on the GPU",
+        "layerlift --cli -m model.gguf -p PROMPT      complete a prompt; the text goes to stdout",
+    ),
+    "bench": ("layerlift bench -m model.gguf -p 512 -n 16 -r 3",),
+    "perplexity": ("layerlift perplexity -m model.gguf -f text.txt -c 512",),
+    "tokenize": ("layerlift tokenize -m model.gguf -p 'Hello world'   (or -f FILE, or the text on stdin)",),
+    "devices": ("layerlift devices --json",),
+    "pull": ("layerlift pull [NAME]     the default model, or hf:org/repo:file.gguf",),
+    "list": ("layerlift list",),
+}
+
+
+def usage(mode: str) -> str:
+    """The help of a mode; chat and --cli have one in common."""
+    lines = ["usage:", *(f"  {line}" for line in EXAMPLES["chat" if mode == "cli" else mode])]
+    if mode in ("chat", "cli"):
+        lines += ["", "commands (layerlift COMMAND --help says more):"]
+        lines += [_entry(f"layerlift {name}", text) for name, text in COMMANDS.items()]
+    group = ""
+    for flag in _listed(mode):
+        if flag.group != group:
+            group = flag.group
+            lines += ["", f"{group}:"]
+        lines.append(_entry(_signature(flag), flag.help + _default(flag, mode)))
+    return "\n".join(lines)
+
+
+def _listed(mode: str) -> list[Flag]:
+    """A mode's flags; for the help in common, those of chat and then what only --cli has, group by group."""
+    if mode not in ("chat", "cli"):
+        return list(flags_of(mode))
+    both = {flag: None for each in ("chat", "cli") for flag in flags_of(each)}
+    order = list(dict.fromkeys(flag.group for flag in both))
+    return sorted(both, key=lambda flag: order.index(flag.group))
+
+
+def _signature(flag: Flag) -> str:
+    names = ", ".join(flag.names)
+    return f"{names} {flag.kind.metavar}" if flag.kind else names
+
+
+def _default(flag: Flag, mode: str) -> str:
+    """The default in words, where the help has not said it already."""
+    if flag.kind is None or "default" in flag.help:
+        return ""
+    if mode in ("chat", "cli") and isinstance(flag.default, dict):
+        chat, cli = flag.default_for("chat"), flag.default_for("cli")
+        return f" (default: {chat}, with --cli {cli})" if chat != cli else f" (default: {chat})"
+    default = flag.default_for(mode)
+    if default in (None, ()):
+        return ""
+    return f" (default: {','.join(map(str, default)) if isinstance(default, tuple) else default})"
+
+
+def _entry(left: str, right: str) -> str:
+    """Two columns; a left side that is too long gets a line of its own."""
+    body = textwrap.wrap(right, WIDTH - LEFT)
+    first = f"  {left}".ljust(LEFT - 1) + " "
+    if len(first) > LEFT:
+        return "\n".join([first.rstrip(), *(" " * LEFT + line for line in body)])
+    return "\n".join([first + body[0], *(" " * LEFT + line for line in body[1:])])
