@@ -1,0 +1,158 @@
+"""layerlift from Python: one class over a model, its tokenizer, its chat template and an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from os import PathLike
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backends.base import KVDtype
+from .engine import Engine
+from .errors import UserError
+from .model import Model
+from .request import Done, Request, Stream, Token
+from .sampler import Sampling
+from .sources import resolve
+
+SAMPLING = frozenset(f.name for f in fields(Sampling))
+
+
+class LLM:
+    """A model ready to answer.
+
+        with layerlift.LLM("model.gguf", ngl="auto") as llm:
+            print(llm.generate("four score and seven", max_tokens=16))
+            for piece in llm.chat([{"role": "user", "content": "Hello"}], stream=True):
+                print(piece, end="", flush=True)
+
+    `path` is a GGUF file or any name that `layerlift list` shows; None is the default model, fetched at first use.
+    `context` 0 is what the model was trained for. All methods may be called from several threads at once.
+    Raises GGUFError, ModelError, BackendUnavailable, DownloadError.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str] | None = None,
+        *,
+        ngl: int | Literal["auto"] = "auto",
+        gpu: str = "auto",
+        context: int = 8192,
+        threads: int | None = None,
+        slots: int = 4,
+        kv_dtype: KVDtype = "f16",
+        notify: Callable[[str], None] | None = None,
+    ):
+        self.model = Model.load(
+            resolve(path), ngl=ngl, gpu=gpu, context=context, kv_dtype=kv_dtype, threads=threads, notify=notify
+        )
+        self.engine = Engine(self.model, context=context, slots=slots, kv_dtype=kv_dtype)
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int = 128,
+        stop: Sequence[str] = (),
+        stream: Literal[False] = False,
+        **sampling: Any,
+    ) -> str: ...
+    @overload
+    def generate(
+        self, prompt: str, *, max_tokens: int = 128, stop: Sequence[str] = (), stream: Literal[True], **sampling: Any
+    ) -> Iterator[str]: ...
+    def generate(
+        self, prompt: str, *, max_tokens: int = 128, stop: Sequence[str] = (), stream: bool = False, **sampling: Any
+    ) -> str | Iterator[str]:
+        """Continues a text. `sampling` are fields of Sampling: temperature, top_k, seed, …
+
+        Returns the continuation, or an iterator over its pieces with `stream=True`. `max_tokens` -1 runs until the
+        model ends. Raises UserError for an impossible setting, ContextFull for a prompt longer than the context.
+        """
+        return self._answer(self.tokenize(prompt), max_tokens, stop, stream, sampling)
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int = -1,
+        stop: Sequence[str] = (),
+        stream: Literal[False] = False,
+        **sampling: Any,
+    ) -> str: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int = -1,
+        stop: Sequence[str] = (),
+        stream: Literal[True],
+        **sampling: Any,
+    ) -> Iterator[str]: ...
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int = -1,
+        stop: Sequence[str] = (),
+        stream: bool = False,
+        **sampling: Any,
+    ) -> str | Iterator[str]:
+        """Answers a conversation of {"role": …, "content": …} messages through the model's own chat template.
+
+        Arguments and errors as for `generate`, and TemplateError.
+        """
+        prompt = self.model.template.render(messages, add_generation_prompt=True)
+        tokens = self.model.tokenizer.encode(prompt, add_special=not self._starts_with_bos(prompt))
+        return self._answer(tokens, max_tokens, stop, stream, sampling)
+
+    def embed(self, texts: Sequence[str], *, pooling: Literal["mean", "last"] = "mean") -> NDArray[np.float32]:
+        """One vector of length 1 per text, [len(texts), d_model] float32: the last layer's normed states, pooled."""
+        streams = [self.engine.submit(Request(self.tokenize(text), pooling=pooling)) for text in texts]
+        vectors = [stream.result().embedding for stream in streams]
+        return np.array(vectors, np.float32).reshape(len(texts), self.model.config.d_model)
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of a text; with `special`, the model's start token in front and control tokens recognised."""
+        return self.model.tokenizer.encode(text, add_special=special, parse_special=special)
+
+    def close(self) -> None:
+        """Gives back threads, devices and the file."""
+        self.engine.close()
+        self.model.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _starts_with_bos(self, prompt: str) -> bool:
+        bos = self.model.tokenizer.bos
+        return bos is not None and prompt.startswith(self.model.tokenizer.piece(bos).decode("utf-8", "replace"))
+
+    def _answer(
+        self, tokens: list[int], max_tokens: int, stop: Sequence[str], stream: bool, sampling: Mapping[str, Any]
+    ) -> str | Iterator[str]:
+        unknown = sorted(set(sampling) - SAMPLING)
+        if unknown:
+            raise UserError(f"unknown setting {unknown[0]!r}", hint=f"known: {', '.join(sorted(SAMPLING))}")
+        request = Request(tokens, Sampling(**sampling), max_tokens, (stop,) if isinstance(stop, str) else tuple(stop))
+        events = self.engine.submit(request)
+        return _pieces(events) if stream else events.result().text
+
+
+def _pieces(events: Stream) -> Iterator[str]:
+    """The text of a stream; leaving the loop early cancels the request."""
+    try:
+        for event in events:
+            if isinstance(event, (Token, Done)) and event.text:
+                yield event.text
+    finally:
+        events.cancel()

@@ -1,0 +1,221 @@
+"""A model in memory: its layers on the devices of a plan, and the forward pass over them.
+
+Knows nothing of sequences, sampling or text; the tokenizer and the template are only kept beside the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cached_property
+from os import PathLike
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backends import registry
+from ..backends.base import Array, Backend, DeviceInfo, KVDtype, Linear, Norm, Stage, Step
+from ..backends.errors import DeviceOutOfMemory
+from ..backends.formats import BY_NAME
+from .devices import choose_devices
+from .gguf import GGUF, open_gguf
+from .kv import KVCache
+from .models import architecture
+from .models.config import Config
+from .scheduler import ModelSizes, Plan, plan_layers
+from .template import ChatTemplate
+from .tensors import Tensors
+from .tokenizer import Tokenizer
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+MAX_STEP = 512  # tokens of a step for which work buffers are planned
+
+
+class Model:
+    """Weights on their devices. `forward` is the only way through them."""
+
+    def __init__(
+        self,
+        gguf: GGUF,
+        plan: Plan,
+        *,
+        threads: int | None = None,
+        progress: Progress | None = None,
+        open_device: Callable[..., Backend] = registry.open_device,
+    ):
+        self.gguf, self.plan = gguf, plan
+        self._open_device = open_device
+        self.arch = architecture(gguf.metadata.text("general.architecture"))
+        self.config: Config = self.arch.read_config(gguf)
+        self._backends: dict[str, Backend] = {}
+        self._threads = threads
+        self._progress = progress or (lambda done, total: None)
+        self._loaded = 0
+        try:
+            self._load_layers()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def load(
+        cls,
+        path: str | PathLike[str],
+        *,
+        ngl: int | Literal["auto"] = "auto",
+        gpu: str = "auto",
+        context: int = 8192,
+        kv_dtype: KVDtype = "f16",
+        threads: int | None = None,
+        tensor_split: Sequence[float] | None = None,
+        main_gpu: int | None = None,
+        progress: Progress | None = None,
+        notify: Callable[[str], None] | None = None,
+    ) -> Model:
+        """Opens a GGUF, plans its layers over the devices and loads them.
+
+        `notify` gets one-line notices (what was placed where, what was not found). When a device runs out of memory
+        although the plan said otherwise, the plan is made again with fewer layers there.
+        """
+        notify = notify or (lambda line: None)
+        gguf = open_gguf(path)
+        try:
+            config = architecture(gguf.metadata.text("general.architecture")).read_config(gguf)
+            devices, notice = choose_devices("disable" if ngl == 0 else gpu, registry.probe_all())
+            if notice:
+                notify(notice)
+            inputs: dict[str, Any] = {"host": registry.host_device(), "tensor_split": tensor_split}
+            sizes = model_sizes(gguf, config, kv_dtype)
+            plan = plan_layers(sizes, ngl, context or config.context, devices, main_gpu=main_gpu, **inputs)
+            while True:
+                try:
+                    model = cls(gguf, plan, threads=threads, progress=progress)
+                    break
+                except DeviceOutOfMemory as error:
+                    plan = plan.fewer(error)
+                    notify(f"{error}; trying again: {plan.describe()}")
+        except BaseException:
+            gguf.close()
+            raise
+        if devices:
+            notify(plan.describe())
+        return model
+
+    def _load_layers(self) -> None:
+        c, gguf = self.config, self.gguf
+        self._total = gguf.nbytes
+        self.stages: list[Stage] = []
+        embed_on, head_on = self._backend(self.plan.embed_on), self._backend(self.plan.head_on)
+        tensors = Tensors(gguf, embed_on)
+        table = tensors.weight("token_embd.weight", c.vocab_size, c.d_model)
+        self.embedding = (embed_on, table)
+        for planned in self.plan.stages:
+            backend = self._backend(planned.device)
+            tensors = Tensors(gguf, backend)
+            blocks = []
+            for layer in range(planned.first, planned.last):
+                blocks.append(self.arch.Block.load(tensors, c, layer))
+                self._report(f"blk.{layer}.")
+            self.stages.append(Stage(backend, tuple(blocks), planned.first))
+        tensors = Tensors(gguf, head_on)
+        if "output.weight" in gguf.tensors:
+            output = tensors.linear("output", c.vocab_size, c.d_model)
+        else:  # tied: the head is the embedding table
+            shared = table if head_on is embed_on else tensors.weight("token_embd.weight", c.vocab_size, c.d_model)
+            output = Linear(shared)
+        self.head: tuple[Backend, Norm, Linear] = (head_on, tensors.norm("output_norm", c.d_model, c.norm_eps), output)
+        self._progress(self._total, self._total)
+
+    def _backend(self, device: DeviceInfo) -> Backend:
+        if str(device) not in self._backends:
+            self._backends[str(device)] = self._open_device(device, threads=self._threads)
+        return self._backends[str(device)]
+
+    def _report(self, prefix: str) -> None:
+        self._loaded += sum(t.nbytes for name, t in self.gguf.tensors.items() if name.startswith(prefix))
+        self._progress(self._loaded, self._total)
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """The devices in use."""
+        return tuple(self._backends.values())
+
+    # -- beside the weights --
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_gguf(self.gguf)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        return ChatTemplate.from_gguf(self.gguf, self.tokenizer)
+
+    @property
+    def name(self) -> str:
+        """The model's own name, or its file's."""
+        return self.gguf.metadata.text("general.name", "") or self.gguf.path
+
+    # -- forward --
+
+    def new_cache(self, capacity: int, dtype: KVDtype = "f16") -> KVCache:
+        """A cache of `capacity` tokens, each layer's part on that layer's device."""
+        c = self.config
+        layers = [
+            (stage.backend, stage.backend.kv_alloc(capacity, c.n_kv_heads, c.head_dim, dtype))
+            for stage in self.stages
+            for _ in stage.blocks
+        ]
+        return KVCache(capacity, layers, c.rope, self.gguf.fingerprint)
+
+    def forward(self, step: Step) -> tuple[Backend, Array]:
+        """Runs all layers over a step: the last one's output for the tokens of `step.outputs`, [n_out, d]."""
+        origin, table = self.embedding
+        x = origin.embed(table, step.tokens)  # [T, d]
+        for stage in self.stages:
+            x = stage.backend.enter(x, origin)
+            origin = stage.backend
+            x = origin.run(stage, x, step)
+        return origin, x
+
+    def logits(self, origin: Backend, x: Array) -> tuple[Backend, Array]:
+        """Logits [n_out, vocab] of what `forward` returned, on the head's backend."""
+        backend, norm, output = self.head
+        return backend, backend.head(backend.enter(x, origin), norm, output)
+
+    def states(self, origin: Backend, x: Array) -> NDArray[np.float32]:
+        """Normed hidden states [n_out, d] of what `forward` returned, on the host: what embeddings are made of."""
+        backend, norm, _ = self.head
+        return backend.download(backend.rms_norm(backend.enter(x, origin), norm))
+
+    def close(self) -> None:
+        """Gives back devices, threads and the mapped file."""
+        for backend in self._backends.values():
+            with suppress(Exception):
+                backend.close()
+        self._backends.clear()
+        self.gguf.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def model_sizes(gguf: GGUF, c: Config, kv_dtype: KVDtype) -> ModelSizes:
+    """Bytes of a model's parts, from the tensor table alone."""
+
+    def nbytes(prefix: str) -> int:
+        return sum(t.nbytes for name, t in gguf.tensors.items() if name.startswith(prefix))
+
+    kv_row = 2 * c.n_kv_heads * c.head_dim * BY_NAME["F32" if kv_dtype == "f32" else "F16"].nbytes
+    widest = c.d_model + 2 * c.d_ff + (c.n_heads + 2 * c.n_kv_heads) * c.head_dim
+    return ModelSizes(
+        blocks=tuple(nbytes(f"blk.{layer}.") for layer in range(c.n_layers)),
+        embedding=nbytes("token_embd."),
+        head=nbytes("output.") or nbytes("token_embd."),
+        tied="output.weight" not in gguf.tensors,
+        kv_per_token=(kv_row,) * c.n_layers,
+        work=4 * (MAX_STEP * widest + c.vocab_size),
+    )
