@@ -35,7 +35,7 @@ class OpCase:
     op: str
     label: str
     run: Callable[[Backend], NDArray[Any]]
-    expect: Callable[[], NDArray[np.float64]]
+    expect: Callable[[], NDArray[Any]]
     nmse: float = EXACT
     relaxed: float = EXACT  # for backends that round activations (see the module's text)
     fmt: str = ""
@@ -222,34 +222,52 @@ def _matmuls() -> Iterator[OpCase]:
             )
 
 
+@dataclass(frozen=True)
+class AttentionShape:
+    """One case of attention: spans of (rows before, tokens)."""
+
+    label: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    lengths: list[tuple[int, int]]
+    dtype: KVDtype = "f16"
+    window: int = 0
+    softcap: float = 0.0
+    gaps: bool = True
+
+
 def _attention() -> Iterator[OpCase]:
-    for label, heads, kv_heads, head_dim, lengths, dtype, extra in (
-        ("decode", 9, 3, 64, [(300, 1)], "f16", {}),
-        ("prefill", 8, 2, 64, [(0, 37)], "f16", {}),
-        ("chunk", 4, 4, 128, [(65, 17)], "f16", {}),
-        ("ragged", 6, 2, 64, [(0, 5), (130, 1), (17, 3), (0, 1)], "f16", {}),
-        ("window", 4, 2, 64, [(50, 20), (200, 1)], "f16", {"window": 24}),
-        ("softcap", 4, 2, 96, [(9, 7)], "f32", {"softcap": 5.0}),
-        ("bf16 cache", 4, 1, 64, [(40, 2)], "bf16", {}),
-        ("f32 cache", 2, 2, 40, [(3, 3)], "f32", {}),
-        ("contiguous", 8, 8, 64, [(500, 1)], "f16", {"gaps": False}),
+    for shape in (
+        AttentionShape("decode", 9, 3, 64, [(300, 1)]),
+        AttentionShape("prefill", 8, 2, 64, [(0, 37)]),
+        AttentionShape("chunk", 4, 4, 128, [(65, 17)]),
+        AttentionShape("ragged", 6, 2, 64, [(0, 5), (130, 1), (17, 3), (0, 1)]),
+        AttentionShape("window", 4, 2, 64, [(50, 20), (200, 1)], window=24),
+        AttentionShape("softcap", 4, 2, 96, [(9, 7)], "f32", softcap=5.0),
+        AttentionShape("bf16 cache", 4, 1, 64, [(40, 2)], "bf16"),
+        AttentionShape("f32 cache", 2, 2, 40, [(3, 3)], "f32"),
+        AttentionShape("contiguous", 8, 8, 64, [(500, 1)], gaps=False),
     ):
-        total = sum(sum(pair) for pair in lengths) + 3
-        spec = AttnSpec(heads, head_dim**-0.5, extra.get("window", 0), extra.get("softcap", 0.0))
-        step = one_step(lengths, total, gaps=extra.get("gaps", True))
-        q = normal(len(step.tokens), heads * head_dim) * 2
-        k, v = normal(total, kv_heads, head_dim, seed=1), normal(total, kv_heads, head_dim, seed=2)
-        k, v = (_rounded(a, dtype) for a in (k, v))
-        yield OpCase(
-            "attend",
-            f"{label} {heads}/{kv_heads}x{head_dim}",
-            lambda be, q=q, k=k, v=v, s=step, spec=spec, dtype=dtype: _run_attend(be, q, k, v, s, spec, dtype),
-            lambda q=q, k=k, v=v, s=step, spec=spec: exact_attention(q, k, v, s, spec),
-            nmse=1e-9,
-            relaxed=HALF,
-            nbytes=2 * total * kv_heads * head_dim * 2,
-            flops=4 * len(q) * total * heads * head_dim,
-        )
+        yield _attention_case(shape)
+
+
+def _attention_case(a: AttentionShape) -> OpCase:
+    total = sum(sum(pair) for pair in a.lengths) + 3
+    spec = AttnSpec(a.heads, a.head_dim**-0.5, a.window, a.softcap)
+    step = one_step(a.lengths, total, gaps=a.gaps)
+    q = normal(len(step.tokens), a.heads * a.head_dim) * 2
+    k, v = (_rounded(normal(total, a.kv_heads, a.head_dim, seed=seed), a.dtype) for seed in (1, 2))
+    return OpCase(
+        "attend",
+        f"{a.label} {a.heads}/{a.kv_heads}x{a.head_dim}",
+        lambda be: be.download(be.attend(be.upload(q), _filled(be, k, v, a.dtype), _fresh(step), spec)),
+        lambda: exact_attention(q, k, v, step, spec),
+        nmse=1e-9,
+        relaxed=HALF,
+        nbytes=2 * total * a.kv_heads * a.head_dim * 2,
+        flops=4 * len(q) * total * a.heads * a.head_dim,
+    )
 
 
 def _cache_moves() -> Iterator[OpCase]:
@@ -387,10 +405,6 @@ def _stored(x: NDArray[Any], dtype: KVDtype) -> NDArray[np.float64]:
 
 
 def _filled(be: Backend, k: NDArray[np.float32], v: NDArray[np.float32], dtype: KVDtype) -> Any:
-    kv = be.kv_alloc(len(k), *k.shape[1:], dtype)
+    kv = be.kv_alloc(len(k), k.shape[1], k.shape[2], dtype)
     kv.write(np.arange(len(k), dtype=np.int32), _to_cache(k, dtype), _to_cache(v, dtype))
     return kv
-
-
-def _run_attend(be: Backend, q: Any, k: Any, v: Any, step: Step, spec: AttnSpec, dtype: KVDtype) -> NDArray[Any]:
-    return be.download(be.attend(be.upload(q), _filled(be, k, v, dtype), _fresh(step), spec))

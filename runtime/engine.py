@@ -11,15 +11,15 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.base import KVDtype, Span, Step
+from ..backends.base import Array, Backend, KVDtype, Span, Step
 from .batch import choose
 from .errors import ContextFull, LayerliftError, UserError
-from .kv import KVCache
+from .kv import KVCache, Sequence
 from .model import Model
 from .radix import common_prefix
 from .request import Request, Stream
@@ -28,6 +28,7 @@ from .session import Session
 from .task import Task
 
 T = TypeVar("T")
+Chosen = tuple[Task, Sequence, NDArray[np.int32]]  # a task, its sequence, the rows reserved for its share of a step
 BUSY_BATCH = 128  # prompt tokens of a step while other sequences generate
 
 
@@ -155,7 +156,7 @@ class Engine:
             self._waiting.popleft()
             self._running.append(task)
 
-    def _open(self, task: Task) -> Any:
+    def _open(self, task: Task) -> Sequence:
         """The sequence a task starts with: its session's, cut to the common prefix, or a new one."""
         session, tokens = task.request.session, task.tokens
         share = task.request.cache_prompt and not task.wants_all and not task.is_embedding
@@ -200,9 +201,9 @@ class Engine:
         origin, x = self.model.forward(step)
         first = 0
         logits_of: list[tuple[Task, int, int, int]] = []  # task, evaluated before, first output, end of outputs
-        for task, rows in chosen:
-            before, count = task.sequence.length, len(rows)  # type: ignore[union-attr]
-            self._cache.commit(task.sequence, task.tokens[before : before + count])
+        for task, sequence, rows in chosen:
+            before, count = sequence.length, len(rows)
+            self._cache.commit(sequence, task.tokens[before : before + count])
             wanted = count if task.wants_all else int(task.pending == 0)
             logits_of.append((task, before, first, first + wanted))
             first += wanted
@@ -211,27 +212,28 @@ class Engine:
         if first:
             self._answer(origin, x, logits_of)
 
-    def _reserve(self) -> list[tuple[Task, NDArray[np.int32]]]:
+    def _reserve(self) -> list[Chosen]:
         """Rows for each task's share of the next step. A task for which none are left makes room, waits or ends."""
         shares = choose([t.pending for t in self._running], batch=self.batch, busy_batch=BUSY_BATCH)
-        chosen: list[tuple[Task, NDArray[np.int32]]] = []
+        chosen: list[Chosen] = []
         for task, count in [(self._running[s.task], s.count) for s in shares]:
-            assert task.sequence is not None
-            if task.sequence.length + count > self.context and not self._shift(task):
+            sequence = task.sequence
+            assert sequence is not None
+            if sequence.length + count > self.context and not self._shift(task):
                 task.end("context")
                 self._leave(task)
                 continue
             try:
-                chosen.append((task, self._cache.reserve(task.sequence, count)))
+                chosen.append((task, sequence, self._cache.reserve(sequence, count)))
             except ContextFull as error:
-                self._out_of_rows(task, error)
+                self._out_of_rows(task, sequence, error)
         return chosen
 
-    def _out_of_rows(self, task: Task, error: ContextFull) -> None:
+    def _out_of_rows(self, task: Task, sequence: Sequence, error: ContextFull) -> None:
         """Other sequences hold the rows: wait until they end; alone, shift or end."""
         if len(self._running) > 1 and task.request.session is None:
             self._running.remove(task)
-            self._cache.close(task.sequence)
+            self._cache.close(sequence)
             task.sequence = None
             self._waiting.appendleft(task)
         elif not task.prompt_left and self._shift(task):
@@ -255,13 +257,12 @@ class Engine:
         task.shifted(begin, end)
         return True
 
-    def _assemble(self, chosen: list[tuple[Task, NDArray[np.int32]]]) -> Step:
-        total = sum(len(rows) for _, rows in chosen)
+    def _assemble(self, chosen: list[Chosen]) -> Step:
+        total = sum(len(rows) for _, _, rows in chosen)
         tokens, positions = np.empty(total, np.int32), np.empty(total, np.int32)
         spans, outputs, start = [], [], 0
-        for task, rows in chosen:
-            sequence, count = task.sequence, len(rows)
-            assert sequence is not None
+        for task, sequence, rows in chosen:
+            count = len(rows)
             part = slice(start, start + count)
             tokens[part] = task.tokens[sequence.length : sequence.length + count]
             positions[part] = np.arange(sequence.length, sequence.length + count)
@@ -271,10 +272,10 @@ class Engine:
             elif task.pending == count:
                 outputs.append(start + count - 1)
             start += count
-        all_rows = np.concatenate([rows for _, rows in chosen])
+        all_rows = np.concatenate([rows for _, _, rows in chosen])
         return Step(tokens, positions, all_rows, tuple(spans), np.array(outputs, np.int32), self._cache.stores)
 
-    def _answer(self, origin: Any, x: Any, parts: list[tuple[Task, int, int, int]]) -> None:
+    def _answer(self, origin: Backend, x: Array, parts: list[tuple[Task, int, int, int]]) -> None:
         """Turns outputs into the next token of each task that has one, or into its embedding."""
         if any(task.is_embedding for task, *_ in parts):
             states = self.model.states(origin, x)

@@ -1,4 +1,4 @@
-"""Llama's forward pass as its papers write it, in float64, token by token, over a GGUF's tensors. An oracle for tests."""
+"""Llama as its papers write it, in float64, token by token, over a GGUF's tensors. An oracle for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,3 @@
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from layerlift.runtime.stops import StopStrings
@@ -50,6 +49,5 @@ def test_pieces_make_no_difference(pieces, stops):
         assert not any(s in text for s in stops)
 
 
-@pytest.mark.parametrize("stop", ["", ("")])
-def test_an_empty_stop_string_stops_nothing(stop):
-    assert run([stop], ["abc"]) == ("abc", None)
+def test_an_empty_stop_string_stops_nothing():
+    assert run([""], ["abc"]) == ("abc", None)
