@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fake_store import append, check_books, check_rows, make_cache, start
+from layerlift.backends.base import RopeSpec, Step
+from layerlift.backends.numpy_ import NumpyBackend
 from layerlift.runtime.errors import ContextFull
+from layerlift.runtime.kv import KVCache
 
 
 def test_a_fork_shares_rows_and_goes_its_own_way():
@@ -154,3 +157,30 @@ def test_a_device_failing_in_a_shift_leaves_the_sound_part():
     for each in (seq, other):
         check_rows(cache, each)
     check_books(cache, [seq, other])
+
+
+@pytest.mark.parametrize("style", ["norm", "neox"])
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_shifted_keys_equal_keys_computed_at_their_new_positions(style, dtype):
+    backend = NumpyBackend.open(NumpyBackend.probe().devices[0])
+    rope = RopeSpec(8, style, 10_000.0 ** -(np.arange(4) / 4), magnitude=1.2)
+    store = backend.kv_alloc(64, 2, 16, dtype)
+    cache = KVCache(64, [(backend, store)], rope, "model")
+    rng = np.random.default_rng(1)
+    keys, values = rng.standard_normal((2, 20, 32), np.float32)
+
+    def rotated(chosen, positions):
+        positions = np.asarray(positions, np.int32)
+        step = Step(positions, positions, positions, (), positions, (store,))
+        return backend.rope(keys[chosen], 16, rope, step).reshape(-1, 2, 16)
+
+    seq = cache.open()
+    rows = cache.reserve(seq, 20)
+    store.write(rows, rotated(range(20), range(20)).astype(store.k.dtype), values.reshape(20, 2, 16))
+    cache.commit(seq, range(20))
+    cache.shift(cache.fork(seq), 0, 1)  # a fork that moves must not be felt
+    cache.shift(seq, 3, 9)
+    k, v = store.read(seq.rows)
+    left = [0, 1, 2, *range(9, 20)]
+    np.testing.assert_allclose(k.astype(np.float32), rotated(left, range(14)), atol=1e-5 if dtype == "f32" else 4e-3)
+    np.testing.assert_allclose(v.astype(np.float32), values[left].reshape(14, 2, 16), atol=2e-3)

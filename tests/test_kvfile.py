@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import stat
 import struct
+import subprocess
 import sys
 
 import numpy as np
@@ -111,6 +113,25 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(saved):
         cache.save(seq, saved)
     assert saved.read_bytes() == before
     assert os.listdir(saved.parent) == [saved.name]
+
+
+KILLED = """
+import os, signal, sys
+from fake_store import make_cache, start
+cache = make_cache()
+cache.stores[1].read = lambda rows: os.kill(os.getpid(), signal.SIGKILL)
+cache.save(start(cache, range(20)), sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
+def test_a_save_killed_halfway_leaves_the_old_file(saved):
+    before = saved.read_bytes()
+    environ = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    done = subprocess.run([sys.executable, "-c", KILLED, str(saved)], env=environ)
+    assert done.returncode == -signal.SIGKILL
+    assert saved.read_bytes() == before
+    assert make_cache().load(saved).length == 10
 
 
 def test_saving_again_replaces_the_file(saved):
