@@ -36,6 +36,7 @@ static inline void store_n(float* p, f32x16 a, int n) {
 static inline f32x16 add(f32x16 a, f32x16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 static inline f32x16 sub(f32x16 a, f32x16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
 static inline f32x16 mul(f32x16 a, f32x16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+static inline f32x16 div(f32x16 a, f32x16 b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
 static inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
   return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
@@ -141,6 +142,22 @@ static inline i32x16 dot4_us(i32x16 acc, u8x64 w, const int8_t* a) {
   __builtin_memcpy(&four, a, 4);
   __m256i b = _mm256_set1_epi32(four);
   return {dot4_us(acc.lo, w.lo, b), dot4_us(acc.hi, w.hi, b)};
+}
+
+static inline u8x64 and_or(u8x64 a, u8x64 mask, u8x64 b) { return or_(and_(a, mask), b); }
+constexpr bool kSignedProducts = true;
+static inline i32x16 dot4_ss(i32x16 acc, u8x64 w, const int8_t* a) {
+  int32_t four;
+  __builtin_memcpy(&four, a, 4);
+  __m256i b = _mm256_set1_epi32(four);
+  return {dot4_us(acc.lo, _mm256_abs_epi8(w.lo), _mm256_sign_epi8(b, w.lo)),
+          dot4_us(acc.hi, _mm256_abs_epi8(w.hi), _mm256_sign_epi8(b, w.hi))};
+}
+
+static inline void split_bf16(u8x64 pairs, f32x16& even, f32x16& odd) {
+  __m256i mask = _mm256_set1_epi32(int(0xffff0000));
+  even = {_mm256_castsi256_ps(_mm256_slli_epi32(pairs.lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(pairs.hi, 16))};
+  odd = {_mm256_castsi256_ps(_mm256_and_si256(pairs.lo, mask)), _mm256_castsi256_ps(_mm256_and_si256(pairs.hi, mask))};
 }
 
 static inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

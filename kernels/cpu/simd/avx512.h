@@ -24,6 +24,7 @@ static inline void store_n(float* p, f32x16 a, int n) { _mm512_mask_storeu_ps(p,
 static inline f32x16 add(f32x16 a, f32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 static inline f32x16 sub(f32x16 a, f32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 static inline f32x16 mul(f32x16 a, f32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+static inline f32x16 div(f32x16 a, f32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
 static inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 static inline f32x16 max(f32x16 a, f32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 static inline f32x16 min(f32x16 a, f32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
@@ -85,6 +86,20 @@ static inline i32x16 dot4_us(i32x16 acc, u8x64 w, const int8_t* a) {
   int32_t four;
   __builtin_memcpy(&four, a, 4);
   return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(four))};
+}
+
+// (a & mask) | b
+static inline u8x64 and_or(u8x64 a, u8x64 mask, u8x64 b) {
+  return {_mm512_ternarylogic_epi32(a.v, mask.v, b.v, 0xea)};
+}
+// There is no signed product here: signed bytes are offset by 128, and the product corrected for it.
+constexpr bool kSignedProducts = false;
+static inline i32x16 dot4_ss(i32x16 acc, u8x64 w, const int8_t* a) { return dot4_us(acc, w, a); }
+
+// bf16 pairs: those at even places, and those at odd ones
+static inline void split_bf16(u8x64 pairs, f32x16& even, f32x16& odd) {
+  even = {_mm512_castsi512_ps(_mm512_slli_epi32(pairs.v, 16))};
+  odd = {_mm512_castsi512_ps(_mm512_and_si512(pairs.v, _mm512_set1_epi32(int(0xffff0000))))};
 }
 
 static inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

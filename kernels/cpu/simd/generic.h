@@ -32,6 +32,7 @@ static inline void store_n(float* p, f32x16 a, int n) {
 static inline f32x16 add(f32x16 a, f32x16 b) { return f32_lanes([&](int i) { return a.v[i] + b.v[i]; }); }
 static inline f32x16 sub(f32x16 a, f32x16 b) { return f32_lanes([&](int i) { return a.v[i] - b.v[i]; }); }
 static inline f32x16 mul(f32x16 a, f32x16 b) { return f32_lanes([&](int i) { return a.v[i] * b.v[i]; }); }
+static inline f32x16 div(f32x16 a, f32x16 b) { return f32_lanes([&](int i) { return a.v[i] / b.v[i]; }); }
 static inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return f32_lanes([&](int i) { return a.v[i] * b.v[i] + c.v[i]; }); }
 static inline f32x16 max(f32x16 a, f32x16 b) { return f32_lanes([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
 static inline f32x16 min(f32x16 a, f32x16 b) { return f32_lanes([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
@@ -91,6 +92,23 @@ static inline i32x16 dot4_us(i32x16 acc, u8x64 w, const int8_t* a) {
   for (int i = 0; i < 16; i++)
     for (int j = 0; j < 4; j++) acc.v[i] += int32_t(w.v[4 * i + j]) * a[j];
   return acc;
+}
+
+static inline u8x64 and_or(u8x64 a, u8x64 mask, u8x64 b) { return or_(and_(a, mask), b); }
+constexpr bool kSignedProducts = true;
+static inline i32x16 dot4_ss(i32x16 acc, u8x64 w, const int8_t* a) {
+  for (int i = 0; i < 16; i++)
+    for (int j = 0; j < 4; j++) acc.v[i] += int32_t(int8_t(w.v[4 * i + j])) * a[j];
+  return acc;
+}
+
+static inline void split_bf16(u8x64 pairs, f32x16& even, f32x16& odd) {
+  uint16_t h[32];
+  __builtin_memcpy(h, pairs.v, 64);
+  for (int i = 0; i < 16; i++) {
+    even.v[i] = bf16_to_f32(h[2 * i]);
+    odd.v[i] = bf16_to_f32(h[2 * i + 1]);
+  }
 }
 
 static inline void prefetch(const void* p) { __builtin_prefetch(p); }
