@@ -80,17 +80,17 @@ def number(metavar: str = "X") -> Kind:
     return Kind(metavar, convert)
 
 
-def choice(*names: str, metavar: str = "", aliases: dict[str, str] | None = None) -> Kind:
-    """One of `names`, in any case; `aliases` are other words for them."""
+def choice(*names: str, aliases: dict[str, str] | None = None, pattern: str = "") -> Kind:
+    """One of `names`, in any case; `aliases` are other words for them, and what fits `pattern` is taken too."""
 
     def convert(text: str) -> str:
         word = text.strip().lower()
         word = (aliases or {}).get(word, word)
-        if word not in names:
+        if word not in names and not (pattern and re.fullmatch(pattern, word)):
             raise ValueError("one of " + ", ".join(names))
         return word
 
-    return Kind(metavar or "|".join(names), convert, names)
+    return Kind("|".join(names), convert, names)
 
 
 def _layers(text: str) -> int | str:
@@ -140,7 +140,8 @@ LAYERS = Kind("N|auto|all", _layers)
 GPU = choice(
     *("auto", "nvidia", "amd", "opencl", "disable"),
     aliases={"cuda": "nvidia", "cublas": "nvidia", "rocm": "amd", "rocblas": "amd", "hip": "amd"}
-    | {"disabled": "disable", "off": "disable"},
+    | {"disabled": "disable", "cpu": "disable"},
+    pattern=r"[a-z]+:\d{1,3}",  # one device by name
 )
 KV_DTYPE = choice("f16", "bf16", "f32")
 NAMES = Kind("A;B;…", _words)
@@ -179,7 +180,7 @@ def _table() -> tuple[Flag, ...]:
          modes=(*TALK, "perplexity"))
     flag("-ngl --n-gpu-layers --gpu-layers", "ngl", "how many of the first layers go to the GPU",
          LAYERS, "auto")
-    flag("--gpu", "gpu", "which kind of GPU to use", GPU, "auto")
+    flag("--gpu", "gpu", "which kind of GPU to use; also one device, such as opencl:0", GPU, "auto")
     flag("-ts --tensor-split", "tensor_split", "shares of the layers for several GPUs, such as 3,1", SHARES)
     flag("-mg --main-gpu", "main_gpu", "index of the GPU to prefer", integer(low=0))
     flag("-t --threads", "threads", "CPU threads (default: the physical cores)", integer(low=1))
@@ -256,6 +257,9 @@ def _table() -> tuple[Flag, ...]:
     flag("--no-bos", "bos", "leave out the start token", default=True, value=False, modes=("tokenize",))
     flag("--no-parse-special", "parse_special", "read the text of special tokens as plain text",
          default=True, value=False, modes=("tokenize",))
+
+    title, modes = "devices", ("devices",)
+    flag("--check", "check", "run every operation on every device and compare with float64", default=False)
     # fmt: on
     return tuple(flags)
 

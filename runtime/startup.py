@@ -1,0 +1,111 @@
+"""From flags to an engine that is ready: the model found and loaded, sampling settings checked, texts read."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .errors import UserError
+from .terminal import Terminal, share
+
+if TYPE_CHECKING:
+    from .arguments import Options
+    from .engine import Engine
+    from .sampler import Sampling
+    from .tokenizer import Tokenizer
+
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"', "0": "\0"}
+_ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|([ntr\\'\"0]))")
+
+
+def open_engine(options: Options, terminal: Terminal, *, context: int | None = None) -> Engine:
+    """An engine for one talker, with its model loaded; closing the engine's model is left to the end of the process."""
+    from .sources import resolve
+
+    size: int = options.context if context is None else context
+    kv_dtype = options.kv_dtype_k or options.kv_dtype_v or "f16"
+    path = resolve(options.model, progress=(lambda done, total: None) if terminal.quiet else None)
+    terminal.status("loading model...")
+    from .engine import Engine
+    from .model import Model
+
+    model = Model.load(
+        path,
+        ngl=options.ngl,
+        gpu=options.gpu,
+        context=size,
+        kv_dtype=kv_dtype,
+        threads=options.threads,
+        tensor_split=options.tensor_split,
+        main_gpu=options.main_gpu,
+        progress=lambda done, total: terminal.status(f"loading model {share(done, total)}..."),
+        notify=terminal.say,
+    )
+    if model.tokenizer.warning:
+        terminal.say(f"warning: {model.tokenizer.warning}")
+    return Engine(model, context=size, slots=1, batch=options.batch, kv_dtype=kv_dtype)
+
+
+def sampling_of(options: Options) -> Sampling:
+    """The sampling settings, with a seed chosen if none was given, and without a grammar, which needs a tokenizer."""
+    from .sampler import Sampling
+
+    names = (
+        *("temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty", "repeat_last_n", "min_keep"),
+        *("presence_penalty", "frequency_penalty", "mirostat", "mirostat_tau", "mirostat_eta", "logit_bias"),
+    )
+    given = {name: getattr(options, name) for name in names}
+    if options.samplers is not None:
+        given["samplers"] = options.samplers
+    seed = options.seed if options.seed not in (None, -1) else time.time_ns() & 0x7FFFFFFF
+    return Sampling(**given, seed=seed)
+
+
+def with_grammar(sampling: Sampling, options: Options, tokenizer: Tokenizer) -> Sampling:
+    """The settings with the grammar or schema that was asked for. Raises GrammarError, UserError."""
+    asked = [name for name in ("grammar", "grammar_file", "json_schema") if getattr(options, name) is not None]
+    if not asked:
+        return sampling
+    if len(asked) > 1:
+        flags = " and ".join("--" + name.replace("_", "-") for name in asked)
+        raise UserError(f"{flags} cannot both decide what the answer looks like")
+    from .grammar import compile_gbnf, compile_json_schema
+
+    if options.json_schema is not None:
+        return replace(sampling, grammar=compile_json_schema(options.json_schema, tokenizer))
+    source = options.grammar if options.grammar is not None else read_text(options.grammar_file)
+    return replace(sampling, grammar=compile_gbnf(source, tokenizer))
+
+
+def read_text(path: str) -> str:
+    """A file's text ("-" is stdin), without one newline at its end. Raises UserError."""
+    try:
+        if path == "-":
+            data = sys.stdin.buffer.read()
+        else:
+            with open(path, "rb") as file:
+                data = file.read()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {path!r}: {reason}") from None
+    return data.decode("utf-8-sig", "replace").replace("\r\n", "\n").removesuffix("\n")
+
+
+def typed_text(text: str, options: Options) -> str:
+    """A text from the command line, its escapes resolved unless --no-escape."""
+    return unescape(text) if options.escape else text
+
+
+def unescape(text: str) -> str:
+    r"""Resolves \n \t \r \\ \' \" \0 and \xHH (bytes of UTF-8); other backslashes stay."""
+    if "\\" not in text:
+        return text
+
+    def byte_or_char(match: re.Match[str]) -> str:
+        # \xHH is a byte: a lone surrogate carries it until the whole text is decoded
+        return bytes.fromhex(match[1]).decode("utf-8", "surrogateescape") if match[1] else _ESCAPES[match[2]]
+
+    return _ESCAPE.sub(byte_or_char, text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
