@@ -99,6 +99,25 @@ def test_the_least_recently_used_prefix_goes_first():
     assert [cache.shared_prefix(range(b, b + 10)) for b in (100, 200, 300)] == [10, 0, 7]
 
 
+def test_starting_with_a_prefix_counts_as_using_it():
+    cache = make_cache(20)
+    cache.close(start(cache, range(100, 110)))
+    cache.close(start(cache, range(200, 210)))
+    cache.close(cache.open(range(100, 111)), keep=False)
+    start(cache, range(5))
+    assert [cache.shared_prefix(range(b, b + 10)) for b in (100, 200)] == [10, 5]
+
+
+def test_a_prefix_passed_over_while_in_use_can_go_later():
+    cache = make_cache(20)
+    cache.close(start(cache, range(10)))
+    holder = cache.open([*range(10), 99])
+    cache.close(start(cache, range(50, 60)))
+    cache.close(start(cache, range(70, 75)), keep=False)  # evicts of the later one
+    cache.close(holder, keep=False)
+    check_rows(cache, start(cache, range(200, 220)))
+
+
 def test_a_prefix_is_evicted_from_its_end():
     cache = make_cache(20)
     cache.close(start(cache, range(20)))

@@ -92,7 +92,7 @@ def test_a_shifted_sequence_serves_nobody():
     assert cache.shared_prefix([0, 1, 5, 6]) == 0
     assert cache.fork(seq).private
     cache.close(seq)
-    assert cache.cached == 0
+    assert cache.shared_prefix([0, 1, 5, 6]) == cache.cached == 0
 
 
 def test_a_sequence_cut_to_before_its_shift_is_like_any_other():

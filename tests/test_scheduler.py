@@ -167,8 +167,8 @@ TWO = [gpu(0, free=8192), gpu(1, free=8192)]
             {},
             f"0-0 cuda:0 | 1-1 cuda:1 | 2-2 cuda:2 | 3-3 cuda:3 | 4-15 cpu:0 | {CPU}",
         ),
-        # by shares the head would not fit beside half of the blocks; filling in order it does
-        ([gpu(0, free=1350), gpu(1, free=1150)], "auto", {}, "0-8 cuda:0 | 9-15 cuda:1 | embed cuda:0, head cuda:1"),
+        # by shares block 5 would not fit on the first; filling one after the other, all do
+        ([gpu(0, free=990), gpu(1, free=1510)], "auto", {}, "0-4 cuda:0 | 5-15 cuda:1 | embed cuda:0, head cuda:1"),
         # each holds less than the model, both together less too
         ([gpu(0, free=600), gpu(1, free=600)], "auto", {}, f"0-4 cuda:0 | 5-9 cuda:1 | 10-15 cpu:0 | {CPU}"),
         ([gpu(0, free=600), gpu(1)], "auto", {}, f"0-4 cuda:0 | 5-15 cpu:0 | {CPU}"),
