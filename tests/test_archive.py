@@ -236,6 +236,7 @@ def test_every_single_byte_change_of_the_directory_opens_or_is_refused(tmp_path,
     outcomes = set()
     for at in range(start, len(data)):
         for value in (0, 1, 0x7F, 0xFF):
+            path.unlink()
             path.write_bytes(data[:at] + bytes([value]) + data[at + 1 :])
             try:
                 with open_gguf(path) as g:
