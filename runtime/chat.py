@@ -40,8 +40,6 @@ def chat(options: Options, terminal: Terminal) -> int:
     sampling = sampling_of(options)
     book = read_text(options.file) if options.file else None
     started = time.perf_counter()
-    if options.logo:
-        terminal.say(LOGO_ASCII if options.ascii else LOGO, BOLD)
     with open_engine(options, terminal) as engine:
         sampling = with_grammar(sampling, options, engine.model.tokenizer)
         talk = Chat(engine, options, terminal, sampling, load_seconds=time.perf_counter() - started)
@@ -86,6 +84,8 @@ class Chat:
         from . import __version__
 
         model, say = self.engine.model, self.terminal.say
+        if self.options.logo:
+            say(LOGO_ASCII if self.options.ascii else LOGO, BOLD)
         say(f"{self._bold('software')}: layerlift {__version__}")
         say(f"{self._bold('model')}:    {Path(str(model.gguf.path)).name}")
         if self.conversation.is_base:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-
 INTERRUPTED = 130  # exit code, by the shells' custom: 128 + SIGINT
 
 

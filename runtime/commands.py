@@ -1,0 +1,188 @@
+"""The commands beside chat and --cli: thin shells that call one module each and print what it says."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError
+from .startup import open_engine, read_text
+from .terminal import Terminal
+
+if TYPE_CHECKING:
+    from .arguments import Options
+
+
+def run(options: Options, terminal: Terminal) -> int:
+    """Runs the command of `options.mode`; the exit code."""
+    return {
+        "bench": bench,
+        "perplexity": perplexity,
+        "tokenize": tokenize,
+        "devices": devices,
+        "pull": pull,
+        "list": list_models,
+    }[options.mode](options, terminal)
+
+
+def text_of(options: Options) -> str:
+    """The text of -p or -f, whichever came last, or of stdin. Raises UserError."""
+    given = [dest for dest in options.given if dest in ("prompt", "file")]
+    if given:
+        return options.prompt if given[-1] == "prompt" else read_text(options.file)
+    if sys.stdin.isatty():
+        raise UserError("no text", hint="-p TEXT, or -f FILE, or pipe one in")
+    return read_text("-")
+
+
+def bench(options: Options, terminal: Terminal) -> int:
+    """Tokens per second, as a table."""
+    longest = max((*options.n_prompt, *options.n_gen))
+    with open_engine(options, terminal, context=longest + 16) as engine:
+        from .throughput import measure, table
+
+        if longest > engine.context:
+            raise UserError(f"{longest} tokens are more than the model's context of {engine.context}")
+        rows = []
+        terminal.status("measuring...")
+        for row in measure(engine, n_prompt=options.n_prompt, n_gen=options.n_gen, repetitions=options.repetitions):
+            rows.append(row)
+            terminal.status(f"{row.test}: {row.t_s:.2f} t/s...")
+        terminal.write(table(rows, options.output) + "\n")
+    return 0
+
+
+def perplexity(options: Options, terminal: Terminal) -> int:
+    """Perplexity of a text, with progress on stderr."""
+    text = text_of(options)
+    with open_engine(options, terminal) as engine:
+        from .perplexity import perplexity as scores
+
+        model = engine.model
+        tokens = model.tokenizer.encode(text)
+        score = None
+        for score in scores(
+            model,
+            tokens,
+            context=engine.context,
+            batch=options.batch,
+            kv_dtype=options.kv_dtype_k or options.kv_dtype_v or "f16",
+            chunks=options.chunks,
+        ):
+            terminal.status(f"[{score.chunks}/{score.total}] {score.perplexity:.4f}")
+        assert score is not None
+        if options.json:
+            found = {"perplexity": score.perplexity, "error": score.error, "nll": score.nll}
+            counts = {"tokens": score.count, "chunks": score.chunks, "context": engine.context}
+            terminal.write(json.dumps(found | counts) + "\n")
+        else:
+            terminal.write(f"PPL = {score.perplexity:.4f} ± {score.error:.5f}\n")
+    return 0
+
+
+def tokenize(options: Options, terminal: Terminal) -> int:
+    """The tokens of a text, one a line: id, text."""
+    text = text_of(options)
+    from .gguf import open_gguf
+    from .sources import resolve
+    from .tokenizer import Tokenizer
+
+    with open_gguf(resolve(options.model)) as gguf:
+        tokenizer = Tokenizer.from_gguf(gguf)
+    if tokenizer.warning:
+        terminal.say(f"warning: {tokenizer.warning}")
+    ids = tokenizer.encode(text, parse_special=options.parse_special, add_special=options.bos)
+    if options.json:
+        terminal.write(json.dumps(ids) + "\n")
+        return 0
+    lines = [f"{id:6d} -> {_quoted(tokenizer.piece(id))}\n" for id in ids]
+    terminal.write("".join(lines))
+    return 0
+
+
+def _quoted(piece: bytes) -> str:
+    """A token's bytes between quotes: what is no text, and what a terminal would act on, as escapes."""
+    text = piece.decode("utf-8", "backslashreplace")
+    return "'" + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) + "'"
+
+
+def devices(options: Options, terminal: Terminal) -> int:
+    """What every backend found, or why it found nothing."""
+    from dataclasses import asdict
+
+    from ..backends.registry import probe_all
+
+    probes = probe_all()
+    if options.json:
+        found = [{**asdict(d), "name": d.name} for probe in probes for d in probe.devices]
+        missing = [{"backend": p.backend, "reason": p.reason} for p in probes if not p.devices]
+        terminal.write(json.dumps({"devices": found, "unavailable": missing}, indent=2) + "\n")
+        return _check(probes, terminal) if options.check else 0
+    lines = []
+    for probe in probes:
+        for d in probe.devices:
+            memory = f", {d.free / (1 << 30):.1f} of {d.total / (1 << 30):.1f} GiB free" if d.total else ""
+            lines.append(f"{d!s:<10} {d.name}{f' ({d.detail})' if d.detail else ''}{memory}")
+        if not probe.devices:
+            lines.append(f"{probe.backend:<10} unavailable: {probe.reason}")
+    terminal.write("\n".join(lines) + "\n")
+    return _check(probes, terminal) if options.check else 0
+
+
+def _check(probes: Any, terminal: Terminal) -> int:
+    """Runs the table of op cases on every device; 1 if one differs from float64 by more than its bound."""
+    from ..backends.errors import BackendError, UnsupportedFormat
+    from ..backends.opcases import all_cases, judge
+    from ..backends.registry import open_device
+
+    failed = 0
+    for device in (d for probe in probes for d in probe.devices):
+        counts = {"ok": 0, "unsupported": 0, "wrong": 0}
+        backend = open_device(device)
+        try:
+            for case in all_cases():
+                terminal.status(f"{device} {case}")
+                try:
+                    verdict = judge(case, backend, relaxed=True)
+                    kind = "ok" if verdict.ok else "wrong"
+                    if not verdict.ok:
+                        terminal.error(f"{device} {case}: NMSE {verdict.nmse:.2e}")
+                except UnsupportedFormat:
+                    kind = "unsupported"
+                except BackendError as error:
+                    kind = "wrong"
+                    terminal.failure(error)
+                counts[kind] += 1
+        finally:
+            backend.close()
+        failed += counts["wrong"]
+        terminal.say(f"{device}: " + ", ".join(f"{n} {word}" for word, n in counts.items()))
+    return 1 if failed else 0
+
+
+def pull(options: Options, terminal: Terminal) -> int:
+    """Fetches models by name; without one, the default model. Prints where each one lies."""
+    from .sources import resolve
+
+    for name in options.words or [None]:
+        terminal.write(f"{resolve(name)}\n")
+    return 0
+
+
+def list_models(options: Options, terminal: Terminal) -> int:
+    """The models on this machine."""
+    from .sources import list_models as found
+
+    models = found()
+    if options.json:
+        rows = [{**vars(m), "path": str(m.path)} for m in models]
+        terminal.write(json.dumps(rows, indent=2) + "\n")
+        return 0
+    if not models:
+        terminal.say("no models found; `layerlift pull` fetches the default one")
+    width = max((len(m.name) for m in models), default=0)
+    for m in models:
+        facts = m.problem or f"{m.architecture:<10} {m.format:<8} {m.nbytes / 1e9:7.2f} GB"
+        terminal.write(f"{m.name:<{width}}  {facts}\n")
+    return 0
