@@ -17,11 +17,11 @@ HEAVY = {
     "cupy": ("backends/cuda.py",),
     "pyopencl": ("backends/opencl.py",),
     "tokenizers": ("runtime/tokenizer.py",),
-    "minijinja": ("runtime/template.py",),
+    "minijinja": ("runtime/template_worker.py",),
     "prompt_toolkit": ("runtime/",),
     "llguidance": ("runtime/grammar.py",),
     "huggingface_hub": ("runtime/",),
-    "gguf": ("backends/numpy_decode.py", "bench/"),
+    "gguf": ("backends/numpy_decode.py", "runtime/library.py", "bench/"),
 }
 
 
