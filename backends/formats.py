@@ -58,6 +58,7 @@ FORMATS = tuple(
         ("TQ2_0", 35, 256, 66),
         ("MXFP4", 39, 32, 17),
         ("NVFP4", 40, 64, 36),
+        ("Q1_0", 41, 128, 18),
     )
 )
 BY_NAME = {f.name: f for f in FORMATS}

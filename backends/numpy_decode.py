@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from .formats import FORMATS
 
 PLAIN = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
-# Formats of the table that only ever hold activations or integers are not weights.
-NOT_WEIGHTS = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64"}
-DECODABLE = tuple(f.name for f in FORMATS if f.name not in NOT_WEIGHTS)
+# Formats that only ever hold activations or integers, and one that the `gguf` package does not decode.
+NOT_DECODED = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "Q1_0"}
+DECODABLE = tuple(f.name for f in FORMATS if f.name not in NOT_DECODED)
 
 
 def decode_rows(raw: NDArray[np.uint8], fmt: str, columns: int) -> NDArray[np.float32]:

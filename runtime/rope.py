@@ -28,8 +28,8 @@ def read_rope(
     """The rope of the first `n_dims` of each head; `factors` [n_dims/2] (Llama 3's `rope_freqs.weight`) divide its
     frequencies."""
     if n_dims % 2:
-        raise ModelError(f"gguf: '{arch}.rope.dimension_count' is {n_dims}, which is odd")
-    base = meta.number(f"{arch}.rope.freq_base", 10000.0, low=1e-6)
+        raise ModelError(f"gguf: {n_dims} dimensions of a head cannot be rotated in pairs")
+    base = meta.number(f"{arch}.rope.freq_base", 10000.0, low=1.0 + 1e-6)
     inv_freq = base ** (-np.arange(0, n_dims, 2, dtype=np.float64) / n_dims)  # [n_dims/2]
     if factors is not None:
         if not (np.isfinite(factors) & (factors > 0)).all():

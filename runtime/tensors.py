@@ -46,7 +46,7 @@ def host_vector(gguf: GGUF, name: str, size: int) -> NDArray[np.float32]:
     """The small float vector `name` [size], decoded to float32 on the host."""
     info = find(gguf, name, (size,))
     if info.fmt not in DECODABLE or BY_NAME[info.fmt].block > 1:
-        raise ModelError(f"gguf: tensor {name} is {info.fmt}; a vector must be F32, F16 or BF16")
+        raise ModelError(f"gguf: {gguf.path}: tensor {name} is {info.fmt}; a vector must be F32, F16 or BF16")
     return decode_rows(gguf.raw(name)[None], info.fmt, size)[0]
 
 
@@ -56,5 +56,6 @@ def find(gguf: GGUF, name: str, shape: tuple[int, ...]) -> TensorInfo:
     if info is None:
         raise ModelError(f"gguf: tensor {name} missing in {gguf.path}")
     if info.shape != shape:
-        raise ModelError(f"gguf: tensor {name} is {list(info.shape)}, the model's settings ask for {list(shape)}")
+        found, wanted = list(info.shape), list(shape)
+        raise ModelError(f"gguf: {gguf.path}: tensor {name} is {found}, the model's settings ask for {wanted}")
     return info

@@ -37,15 +37,18 @@ def read_config(gguf: GGUF, *, rope_style: Literal["norm", "neox"]) -> Config:
     d_model = meta.integer(f"{arch}.embedding_length", low=1, high=1 << 20)
     n_heads = meta.integer(f"{arch}.attention.head_count", low=1, high=1 << 12)
     n_kv_heads = meta.integer(f"{arch}.attention.head_count_kv", n_heads, low=1, high=n_heads)
+    if d_model < n_heads:
+        raise meta.fault(f"{arch}.attention.head_count", f"is {n_heads}, more than the embedding length {d_model}")
     head_dim = meta.integer(f"{arch}.attention.key_length", d_model // n_heads, low=1, high=1 << 12)
     value_dim = meta.integer(f"{arch}.attention.value_length", head_dim, low=1, high=1 << 12)
     context = meta.integer(f"{arch}.context_length", low=1, high=1 << 31)
     if n_heads % n_kv_heads:
-        raise ModelError(f"gguf: {n_heads} heads do not divide among {n_kv_heads} key-value heads")
+        key = f"{arch}.attention.head_count_kv"
+        raise meta.fault(key, f"is {n_kv_heads}, among which {n_heads} heads do not divide")
     if value_dim != head_dim:
-        raise ModelError(f"gguf: keys of {head_dim} and values of {value_dim} per head are not supported")
+        raise ModelError(f"gguf: {gguf.path}: keys of {head_dim} and values of {value_dim} per head are not supported")
     if meta.integer(f"{arch}.expert_count", 0) > 0:
-        raise ModelError(f"gguf: {arch} with a mixture of experts is not supported")
+        raise ModelError(f"gguf: {gguf.path}: {arch} with a mixture of experts is not supported")
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise ModelError(f"gguf: tensor token_embd.weight missing in {gguf.path}")
