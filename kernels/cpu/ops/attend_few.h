@@ -11,10 +11,10 @@
 namespace layerlift::LL_ISA {
 
 constexpr int kFewRows = 32;   // cache rows for which scores are kept at once
-constexpr int kFewGroup = 4;   // queries that share a row's loads
+constexpr int kFewGroup = 4;   // queries that share a row's loads; scores are [kFewRows, kFewGroup]
 #if defined(__AVX512F__)
-constexpr int kDotRows = 4;    // rows in registers at once; times kFewGroup sums
-constexpr int kOutVectors = 4; // vectors of the output in registers at once; times kFewGroup sums
+constexpr int kDotRows = 4;     // rows in registers at once; times kFewGroup sums
+constexpr int kOutVectors = 4;  // vectors of the output in registers at once; times kFewGroup sums
 #else
 constexpr int kDotRows = 1;
 constexpr int kOutVectors = 1;
@@ -32,16 +32,16 @@ static inline FewState few_state(float* scratch, int query, int d) {
   return {p, p + d, p + 2 * d, p + 2 * d + 1};
 }
 
-// scores [kFewGroup, kFewRows]: the products of `count` rows at k[0..] with G queries.
+// The products of `count` rows at k[0..] with G queries; lanes of rows and queries that there are not hold anything.
 template <int storage, int G>
 static void few_scores(const typename Cells<storage>::type* const* k, int count, const FewState* state, int head_dim,
                        float* scores) {
   using C = Cells<storage>;
   const int whole = head_dim / 16 * 16, rest = head_dim - whole;
   constexpr int R = kDotRows;
+  f32x16 sums[16];
+  for (int i = 0; i < 16; i++) sums[i] = zero_f32();
   for (int first = 0; first < count; first += 16 / kFewGroup) {
-    f32x16 sums[16];
-    for (int i = 0; i < 16; i++) sums[i] = zero_f32();
     for (int sub = 0; sub < 16 / kFewGroup; sub += R) {
       f32x16 acc[R][G];
       const typename C::type* row[R];
@@ -66,10 +66,7 @@ static void few_scores(const typename Cells<storage>::type* const* k, int count,
       for (int r = 0; r < R; r++)
         for (int g = 0; g < G; g++) sums[(sub + r) * kFewGroup + g] = acc[r][g];
     }
-    float s[16];
-    store(s, sum16(sums));
-    for (int r = 0; r < 16 / kFewGroup; r++)
-      for (int g = 0; g < G; g++) scores[g * kFewRows + first + r] = s[r * kFewGroup + g];
+    store(scores + first * kFewGroup, sum16(sums));
   }
 }
 
@@ -89,7 +86,7 @@ static void few_output(const typename Cells<storage>::type* const* v, int count,
       f32x16 x[N];
       for (int n = 0; n < N; n++) x[n] = C::load(v[r] + i + 16 * n);
       for (int g = 0; g < G; g++) {
-        f32x16 w = set1(weights[g * kFewRows + r]);
+        f32x16 w = set1(weights[r * kFewGroup + g]);
         for (int n = 0; n < N; n++) acc[g][n] = fma(x[n], w, acc[g][n]);
       }
     }
@@ -102,35 +99,46 @@ static void few_output(const typename Cells<storage>::type* const* v, int count,
     for (int g = 0; g < G; g++) acc[g] = mul(load(state[g].out + i), set1(shrink[g]));
     for (int r = 0; r < count; r++) {
       f32x16 x = part ? C::load_n(v[r] + i, rest) : C::load(v[r] + i);
-      for (int g = 0; g < G; g++) acc[g] = fma(x, set1(weights[g * kFewRows + r]), acc[g]);
+      for (int g = 0; g < G; g++) acc[g] = fma(x, set1(weights[r * kFewGroup + g]), acc[g]);
     }
     for (int g = 0; g < G; g++) store(state[g].out + i, acc[g]);
   }
 }
 
-// The scores of one query become weights: capped, hidden outside [low, high], shifted by the new highest.
-static void few_weights(const Attention& a, float* scores, int count, int low, int high, const FewState& state,
-                        float* shrink) {
-  const int padded = round_up(count, 16);
-  if (a.softcap != 0.0f)
-    for (int i = 0; i < padded; i += 16) store(scores + i, soft_cap(load(scores + i), a.softcap));
-  for (int i = 0; i < low && i < padded; i++) scores[i] = kHidden;
-  for (int i = high + 1 < 0 ? 0 : high + 1; i < padded; i++) scores[i] = kHidden;
-  f32x16 best = load(scores);
-  if (padded > 16) best = max(best, load(scores + 16));
-  float highest = hmax(best);
-  if (highest < *state.highest) highest = *state.highest;
+// Scores become weights. A vector holds four rows of four queries, so one exp serves them all.
+template <int G>
+static void few_weights(float* scores, int count, const FewState* state, float* shrink) {
+  float before[16] = {}, totals[16], highests[16];
+  for (int i = 0; i < 16; i++) before[i] = i % kFewGroup < G ? *state[i % kFewGroup].highest : kHidden;
+  const int size = round_up(count * kFewGroup, 16);
+  const f32x16 old = load(before);
+  f32x16 highest = old;
+  for (int i = 0; i < size; i += 16) highest = max(highest, load(scores + i));
+  highest = max4x4(highest);
   f32x16 total = zero_f32();
-  for (int i = 0; i < padded; i += 16) {
-    f32x16 w = exp(sub(load(scores + i), set1(highest)));
+  for (int i = 0; i < size; i += 16) {
+    f32x16 w = exp(sub(load(scores + i), highest));
     store(scores + i, w);
     total = add(total, w);
   }
-  float before[16];
-  store(before, exp(set1(*state.highest - highest)));
-  *shrink = before[0];
-  *state.highest = highest;
-  *state.total = *state.total * before[0] + hsum(total);
+  float factor[16];
+  store(factor, exp(sub(old, highest)));
+  store(totals, add4x4(total));
+  store(highests, highest);
+  for (int g = 0; g < G; g++) {
+    shrink[g] = factor[g];
+    *state[g].highest = highests[g];
+    *state[g].total = *state[g].total * factor[g] + totals[g];
+  }
+}
+
+// Hides what query g must not see of the rows [0, count) that begin at position `begin`, and the lanes behind them.
+static inline void few_hide(float* scores, int g, int count, int begin, int last, int window) {
+  const int padded = round_up(count, 16 / kFewGroup);
+  const int low = window ? last - window + 1 - begin : 0;
+  for (int r = 0; r < low && r < count; r++) scores[r * kFewGroup + g] = kHidden;
+  for (int r = last + 1 - begin < 0 ? 0 : last + 1 - begin; r < count; r++) scores[r * kFewGroup + g] = kHidden;
+  for (int r = count; r < padded; r++) scores[r * kFewGroup + g] = kHidden;
 }
 
 template <int storage, int G>
@@ -143,13 +151,13 @@ static void few_group(const Attention& a, const AttentionPiece& piece, float* sc
   float shrink[G];
   for (int g = 0; g < G; g++) state[g] = few_state(scratch, first_query + g, d);
   few_scores<storage, G>(k, count, state, a.head_dim, scores);
+  if (a.softcap != 0.0f)
+    for (int i = 0; i < count * kFewGroup; i += 16) store(scores + i, soft_cap(load(scores + i), a.softcap));
   for (int g = 0; g < G; g++) {
     const int token = piece.token + (first_query + g) / group % piece.tokens;
-    const int last = piece.n_rows - piece.length + token;  // the query's own position
-    const int high = last - begin < count - 1 ? last - begin : count - 1;
-    const int low = a.window ? last - a.window + 1 - begin : 0;
-    few_weights(a, scores + g * kFewRows, count, low, high, state[g], shrink + g);
+    few_hide(scores, g, count, begin, piece.n_rows - piece.length + token, a.window);
   }
+  few_weights<G>(scores, count, state, shrink);
   few_output<storage, G>(v, count, state, a.head_dim, scores, shrink);
 }
 
@@ -169,10 +177,11 @@ static void few_tiles(const Attention& a, const AttentionPiece& piece, float* sc
         k[r] = static_cast<const T*>(a.k) + at;
         v[r] = static_cast<const T*>(a.v) + at;
       }
-      // A head's values are small pieces far apart, which no hardware prefetcher follows: ask for the next tile's.
-      for (int r = 0; r < ahead; r++) {
-        const size_t at = size_t(piece.rows[begin + count + r]) * row_size + column;
-        for (size_t i = 0; i < size_t(a.head_dim); i += 64 / sizeof(T)) {
+      // The next tile arrives meanwhile, row by row as it lies in memory: a head's own values are small pieces far
+      // apart, which no hardware prefetcher follows.
+      for (int r = ahead * head / piece.kv_heads; r < ahead * (head + 1) / piece.kv_heads; r++) {
+        const size_t at = size_t(piece.rows[begin + count + r]) * row_size + size_t(piece.kv_head) * a.head_dim;
+        for (size_t i = 0; i < size_t(piece.kv_heads) * a.head_dim; i += 64 / sizeof(T)) {
           prefetch(static_cast<const T*>(a.k) + at + i);
           prefetch(static_cast<const T*>(a.v) + at + i);
         }
