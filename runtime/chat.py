@@ -276,12 +276,12 @@ def _template(options: Options, engine: Engine) -> ChatTemplate | None:
     if wanted is None:
         template = engine.model.template
         return None if template.is_fallback else template
-    from .template import ChatTemplate
+    from .template import BUILTIN, ChatTemplate
 
-    if wanted in ("chatml", "llama2", "llama3"):
-        return ChatTemplate.builtin(wanted)
     tokenizer = engine.model.tokenizer
     bos, eos = (tokenizer.piece(t).decode() if t is not None else "" for t in (tokenizer.bos, tokenizer.eos))
+    if wanted in BUILTIN:
+        return ChatTemplate.builtin(wanted, bos=bos, eos=eos)
     return ChatTemplate.from_source(read_text(wanted), bos=bos, eos=eos)
 
 

@@ -70,7 +70,7 @@ def perplexity(options: Options, terminal: Terminal) -> int:
             kv_dtype=options.kv_dtype_k or options.kv_dtype_v or "f16",
             chunks=options.chunks,
         ):
-            terminal.status(f"[{score.chunks}/{score.total}] {score.perplexity:.4f}")
+            terminal.step(f"[{score.chunks}/{score.total}] {score.perplexity:.4f}")
         assert score is not None
         if options.json:
             found = {"perplexity": score.perplexity, "error": score.error, "nll": score.nll}

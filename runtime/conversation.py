@@ -42,7 +42,9 @@ class Conversation:
         self._apart = opening is not None  # the opening is a message of its own, not part of the first one
         if opening is not None:
             role = "system" if system else ""
-            tokens = (*self._start(opening), *self._encode(opening))
+            # Some templates write the start token at each question: the first one then brings its own.
+            start = self._start(opening or (self._frame.turn if self._frame else ""))
+            tokens = (*start, *self._encode(opening))
             self.messages += [Message(role, system, tokens)] if tokens else []
         self.n_opening = len(self.messages)  # messages that no command removes
 
@@ -149,6 +151,7 @@ class Frame:
         self.cue = asked[len(unasked) :] if asked.startswith(unasked) else ""
         answer = self._render([SAMPLE[0], {"role": "assistant", "content": MARK}])
         self.closing = answer.rpartition(MARK)[2] if MARK in answer else ""
+        self.turn = self._added(SAMPLE, {"role": "user", "content": MARK})  # a later question
 
     def _render(self, messages: Sequence[dict[str, str]], *, cue: bool = False) -> str:
         return self._template.render(messages, add_generation_prompt=cue)
@@ -162,8 +165,7 @@ class Frame:
             if not system:
                 raise
             return None
-        turn = self._added(SAMPLE, user)
-        return whole[: -len(turn)] if turn and whole.endswith(turn) else None
+        return whole[: -len(self.turn)] if self.turn and whole.endswith(self.turn) else None
 
     def first(self, system: str, role: str, content: str) -> str:
         """The first message with the opening inside; where the template takes no system prompt, as the user's."""
@@ -190,6 +192,8 @@ class Frame:
 
     def _added(self, before: Sequence[dict[str, str]], new: dict[str, str]) -> str:
         """The text that `new` adds behind `before`; empty if the template fails or rewrites `before`."""
+        if not before:
+            return ""
         try:
             past, whole = self._render(before), self._render([*before, new])
         except TemplateError:

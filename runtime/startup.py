@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,8 +23,9 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"', "0"
 _ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|([ntr\\'\"0]))")
 
 
-def open_engine(options: Options, terminal: Terminal, *, context: int | None = None) -> Engine:
-    """An engine for one talker, with its model loaded; closing the engine's model is left to the end of the process."""
+@contextmanager
+def open_engine(options: Options, terminal: Terminal, *, context: int | None = None) -> Iterator[Engine]:
+    """An engine for one talker with its model loaded; both are closed at the end."""
     from .sources import resolve
 
     size: int = options.context if context is None else context
@@ -44,9 +47,11 @@ def open_engine(options: Options, terminal: Terminal, *, context: int | None = N
         progress=lambda done, total: terminal.status(f"loading model {share(done, total)}..."),
         notify=terminal.say,
     )
-    if model.tokenizer.warning:
-        terminal.say(f"warning: {model.tokenizer.warning}")
-    return Engine(model, context=size, slots=1, batch=options.batch, kv_dtype=kv_dtype)
+    with model, Engine(model, context=size, slots=1, batch=options.batch, kv_dtype=kv_dtype) as engine:
+        terminal.clear_status()
+        if model.tokenizer.warning:
+            terminal.say(f"warning: {model.tokenizer.warning}")
+        yield engine
 
 
 def sampling_of(options: Options) -> Sampling:

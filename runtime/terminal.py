@@ -72,6 +72,10 @@ class Terminal:
         self.stderr.flush()
         self._status = text
 
+    def step(self, text: str) -> None:
+        """A sign of progress: a passing notice on a terminal, a line elsewhere."""
+        self.status(text) if self.stderr.isatty() else self.say(text)
+
     def clear_status(self) -> None:
         if self._status:
             blank = "\033[K" if self.color_talk else " " * (len(self._status) + 3) + "\r"

@@ -137,3 +137,27 @@ def test_a_base_model_gets_text_as_it_is():
     conversation.answered(" a time", ids(" a time"))
     conversation.add("user", ", there")
     assert text_of(conversation.asked()) == "<s>Once upon a time, there"
+
+
+@pytest.mark.parametrize("system", ["", "Be brief"])
+@pytest.mark.parametrize("name", ["llama2", "llama3"])
+def test_with_a_real_vocabulary_and_template_nothing_differs_from_the_whole(llama_vocab, name, system):
+    from layerlift.runtime.gguf import open_gguf
+    from layerlift.runtime.template import ChatTemplate
+    from layerlift.runtime.tokenizer import Tokenizer
+
+    with open_gguf(llama_vocab) as gguf:
+        tokenizer = Tokenizer.from_gguf(gguf)
+    bos, eos = (tokenizer.piece(id).decode() for id in (tokenizer.bos, tokenizer.eos))
+    template = ChatTemplate.builtin(name, bos=bos, eos=eos)
+    conversation = Conversation(tokenizer, template, system=system)
+    messages = [{"role": "system", "content": system}] if system else []
+    for role, content in (("user", "How many?"), ("assistant", "It's 12."), ("user", "And now,\n the rest?")):
+        messages.append({"role": role, "content": content})
+        if role == "user":
+            conversation.add(role, content)
+            assert conversation.asked() == tokenizer.encode(template.render(messages))
+        else:
+            generated = " " + content if name == "llama2" else content  # as the template writes it
+            conversation.answered(content, tokenizer.encode(generated, add_special=False))
+    assert tokenizer.decode(conversation.tokens, special=True).count("Be brief") == bool(system)
