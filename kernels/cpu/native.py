@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from ctypes import c_char_p, c_int, c_size_t, c_void_p
+from ctypes import c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,10 @@ __all__ = ["ABI_VERSION", "declare", "forced_isa", "isa_names", "library", "reas
 
 ABI_VERSION = 2
 FILE_NAME = "layerlift_cpu.so"
+
+INPUT = [c_void_p, c_void_p, c_int64, c_void_p, c_float]  # context, x, T, norm, eps
+INPUT_PICKED = [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_float]
+FACTOR = [c_void_p, c_void_p, c_void_p]  # matrix, bias, y
 
 # name: (result, arguments). Pointers are plain addresses (int), so that a call costs no conversion.
 Signatures = dict[str, tuple[Any, list[Any]]]
@@ -30,6 +34,14 @@ SIGNATURES: Signatures = {
     "ll_threads": (c_int, [c_void_p]),
     "ll_alloc": (c_void_p, [c_size_t]),
     "ll_free": (None, [c_void_p, c_size_t]),
+    "ll_matrix_new": (c_void_p, [c_void_p, c_int, c_int64, c_int64, c_void_p, c_void_p]),
+    "ll_matrix_free": (None, [c_void_p]),
+    "ll_matrix_nbytes": (c_int64, [c_void_p]),
+    "ll_rows": (c_int, [c_void_p, c_void_p, c_void_p, c_int64, c_void_p]),
+    "ll_matmul": (c_int, [*INPUT_PICKED, *FACTOR]),
+    "ll_matmul_add": (c_int, [c_void_p, c_void_p, c_int64, *FACTOR]),
+    "ll_matmul3": (c_int, [*INPUT, *FACTOR, *FACTOR, *FACTOR]),
+    "ll_gated": (c_int, [*INPUT, c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_void_p]),
 }
 
 

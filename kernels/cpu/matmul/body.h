@@ -6,6 +6,30 @@
 
 namespace layerlift::LL_ISA {
 
-static const MatmulTable matmul_table = {0};
+// Tokens in a tile: twice as many sums must fit the registers beside the weights.
+#if defined(__AVX512F__)
+constexpr int kTileBytes = 6, kTileFloats = 12;
+#else
+constexpr int kTileBytes = 2, kTileFloats = 3;
+#endif
+
+}  // namespace layerlift::LL_ISA
+
+#include "bytes.h"
+#include "floats.h"
+#include "prepare.h"
+
+namespace layerlift::LL_ISA {
+
+static const MatmulTable matmul_table = {
+    {float_kernels<WeightsF32>(), float_kernels<WeightsF16>(), float_kernels<WeightsBF16>(), byte_kernels<Q4_0>(),
+     byte_kernels<Q4_1>(), byte_kernels<Q5_0>(), byte_kernels<Q5_1>(), byte_kernels<Q8_0>(), byte_kernels<IQ4_NL>(),
+     byte_kernels<Q2_K>(), byte_kernels<Q3_K>(), byte_kernels<Q4_K>(), byte_kernels<Q5_K>(), byte_kernels<Q6_K>(),
+     byte_kernels<IQ4_XS>()},
+    kTileBytes,
+    kTileFloats,
+    prepare_bytes,
+    prepare_floats,
+};
 
 }  // namespace layerlift::LL_ISA

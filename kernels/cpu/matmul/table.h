@@ -1,10 +1,62 @@
-// The matrix kernels that each instruction set supplies.
+// The matrix kernels that each instruction set supplies, and what passes between them and the driver.
 #pragma once
+
+#include "layout.h"
 
 namespace layerlift {
 
+// How a product wants its input x [T, columns]. Columns of the product (tokens) are interleaved in tiles of `width`.
+enum class Kind { kBytes, kFloats };
+
+// The input of a product, made by `prepare`. Arrays go tile by tile; within a tile:
+//   bytes   [padded_columns / 4][width][4] int8, `fine` the same
+//   scale   [blocks][width], sum and sum_bytes [blocks * 2][width] (of 16 columns each)
+//   floats  [padded_columns][width]
+struct Input {
+  int64_t tokens, padded_columns;
+  int width, tiles;
+  int8_t* bytes;      // round(x / scale)
+  int8_t* fine;       // what that leaves, in 1/256 of the scale
+  uint8_t* is_fine;   // [tiles][blocks]: the block's fine bytes count; its scale is 1/256 of the coarse one
+  float* scale;
+  float* sum;
+  int32_t* sum_bytes;  // [blocks * 2][width]: of the bytes, 256 * coarse + fine where fine
+  float* floats;
+};
+
+struct PrepareArgs {
+  const float* x;
+  int64_t stride;          // floats between rows of x
+  const int32_t* rows;     // which rows of x; nullptr: all in order
+  const float* norm;       // RMS norm's weight, or nullptr
+  float eps;
+  int64_t columns;
+  bool fine;               // fine bytes for every block
+  float* row;              // scratch [padded_columns] of the calling thread
+};
+
+// `zeros`: -zero * the sum of the bytes over each `sub` columns, laid out like `scale` with subs for blocks.
+using Stream = void (*)(const Matrix&, const Input&, const int32_t* zeros, int64_t group, float* out);
+using Panel = void (*)(const Matrix&, const Input&, const int32_t* zeros, int64_t band, int tile_begin, int tile_end,
+                       uint8_t* scratch, float* out);
+
+constexpr int kStreamTokens = 8;
+constexpr int kPanelScratch = 64 << 10;  // bytes that a Panel needs
+
+struct FormatKernels {
+  Kind kind;
+  int sub, zero;
+  Stream stream[kStreamTokens];  // one group for 1..8 tokens: out [T][16]
+  Panel panel;                   // one band for tiles of tokens: out [tiles * width][32]
+  void (*read_row)(const Matrix&, int64_t row, float* out);  // out [columns]
+};
+
 struct MatmulTable {
-  int reserved;
+  FormatKernels formats[kFormats];
+  int width_bytes, width_floats;  // of a tile where there are more than kStreamTokens tokens
+  // One tile of the input; row `t` of the call is token `tile * width + j`.
+  void (*prepare_bytes)(const PrepareArgs&, const Input&, int tile);
+  void (*prepare_floats)(const PrepareArgs&, const Input&, int tile);
 };
 
 }  // namespace layerlift

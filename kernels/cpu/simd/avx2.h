@@ -9,6 +9,9 @@
 
 namespace layerlift::LL_ISA {
 
+#define LL_PRAGMA(text) _Pragma(#text)
+#define LL_UNROLL(n) LL_PRAGMA(GCC unroll n)
+
 struct f32x16 { __m256 lo, hi; };
 struct i32x16 { __m256i lo, hi; };
 struct u8x64 { __m256i lo, hi; };

@@ -9,6 +9,9 @@
 
 namespace layerlift::LL_ISA {
 
+#define LL_PRAGMA(text) _Pragma(#text)
+#define LL_UNROLL(n) LL_PRAGMA(GCC unroll n)
+
 struct f32x16 { __m512 v; };
 struct i32x16 { __m512i v; };
 struct u8x64 { __m512i v; };

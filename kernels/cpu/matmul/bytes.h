@@ -1,0 +1,217 @@
+// Products of quantised weights with inputs in bytes: y[t] = sum over blocks of scale * (q - zero) . x + minimum * sum(x).
+//
+// Exact 32-bit sums within a block, f32 across blocks. The input is rounded: to 8 bits of each 32 values' maximum, or
+// to 16 where the block is fine (error 2^-16 of the maximum, below that of a bfloat16 input); bounds in opcases.py.
+#pragma once
+
+#include "rows.h"
+#include "table.h"
+#include "unpack.h"
+
+namespace layerlift::LL_ISA {
+
+// A few rows ahead of the reader: the hardware's own prefetcher stops at each 4 KiB page.
+constexpr int kAhead = 4096;
+
+template <class L, int width> static inline i32x16 half_block(const u8x64* w, int first, int count, const int8_t* a, i32x16 acc) {
+LL_UNROLL(8)
+  for (int g = first; g < first + count; g++) acc = dot4<L>(acc, w[g], a + g * width * 4);
+  return acc;
+}
+
+// The product of one block with one token's bytes, scaled by the weights' scales alone.
+template <class L, int width>
+static inline f32x16 block_product(const u8x64* w, const f32x16* scale, const int8_t* coarse, const int8_t* fine, bool is_fine,
+                                   const int32_t* zeros) {
+  constexpr int kVectors = 8 / L::kSubs;
+  f32x16 sum = zero_f32();
+LL_UNROLL(2)
+  for (int s = 0; s < L::kSubs; s++) {
+    i32x16 acc = zeros ? set1_i32(zeros[s * width]) : zero_i32();
+    if (is_fine) {
+      i32x16 high = half_block<L, width>(w, s * kVectors, kVectors, coarse, zero_i32());
+      acc = half_block<L, width>(w, s * kVectors, kVectors, fine, acc);
+      acc = add(acc, shl<8>(high));
+    } else {
+      acc = half_block<L, width>(w, s * kVectors, kVectors, coarse, acc);
+    }
+    sum = s ? fma(to_f32(acc), scale[s], sum) : mul(to_f32(acc), scale[s]);
+  }
+  return sum;
+}
+
+// minimum * sum(x) of one token
+template <class L, int width> static inline f32x16 add_minimum(f32x16 y, const f32x16* minimum, const float* sum) {
+  if constexpr (L::kMin) {
+    if constexpr (L::kSubs == 1) return fma(minimum[0], set1(sum[0] + sum[width]), y);
+    for (int s = 0; s < L::kSubs; s++) y = fma(minimum[s], set1(sum[s * width]), y);
+  }
+  return y;
+}
+
+// One group of 16 rows times T tokens, the weights read once: out [T][16]. All blocks fine, or none.
+template <class L, int T, bool is_fine>
+static void stream_tokens(const Matrix& m, const Input& in, const int32_t* zeros, int64_t group, float* out) {
+  constexpr bool has_zero = zero_of<L>() != 0;
+  f32x16 y[T];
+  for (int t = 0; t < T; t++) y[t] = zero_f32();
+  const uint8_t* slab = m.group(group);
+  const int8_t *coarse = in.bytes, *fine = in.fine;
+  const float *x_scale = in.scale, *x_sum = in.sum;
+  int64_t slabs = m.padded_columns / L::kColumns;
+  for (int64_t i = 0; i < slabs; i++, slab += L::kSlab) {
+    for (int b = 0; b < L::kBlocks; b++) {
+      const uint8_t* quants = slab + L::kQuants + b * L::kQuantBytes;
+      for (int line = 0; line < L::kQuantBytes + 63; line += 64) prefetch(quants + kAhead + line);
+      u8x64 w[8];
+      f32x16 scale[L::kSubs], minimum[L::kSubs];
+      unpack<L>(quants, w);
+      scales<L>(slab, b, scale, minimum);
+LL_UNROLL(8)
+      for (int t = 0; t < T; t++) {
+        f32x16 part = block_product<L, T>(w, scale, coarse + 4 * t, fine + 4 * t, is_fine, has_zero ? zeros + t : nullptr);
+        y[t] = fma(part, set1(x_scale[t]), y[t]);
+        y[t] = add_minimum<L, T>(y[t], minimum, x_sum + t);
+      }
+      coarse += kBlock * T;
+      fine += kBlock * T;
+      x_scale += T;
+      x_sum += 2 * T;
+      if (has_zero) zeros += L::kSubs * T;
+    }
+  }
+  for (int t = 0; t < T; t++) store(out + t * kGroup, y[t]);
+}
+
+template <class L, int T> static void stream(const Matrix& m, const Input& in, const int32_t* zeros, int64_t group, float* out) {
+  if (in.is_fine[0])
+    stream_tokens<L, T, true>(m, in, zeros, group, out);
+  else
+    stream_tokens<L, T, false>(m, in, zeros, group, out);
+}
+
+// ---- many tokens: a panel of a band is unpacked once, then multiplied with every tile of the input ----
+
+constexpr int kPanelBlocks = 16;  // 512 columns: 16 KiB of bytes, in the first-level cache with a tile of input
+
+// Bytes and scales of a band's panel.
+template <class L> struct Unpacked {
+  alignas(64) uint8_t bytes[kPanelBlocks][8][2][64];
+  alignas(64) float scale[kPanelBlocks][L::kSubs][2][kGroup];
+  alignas(64) float minimum[kPanelBlocks][L::kSubs][2][kGroup];
+};
+
+template <class L> static void unpack_panel(const Matrix& m, int64_t band, int64_t first, int blocks, Unpacked<L>& to) {
+  for (int half = 0; half < 2; half++) {
+    const uint8_t* base = m.group(2 * band + half);
+    for (int i = 0; i < blocks; i++) {
+      const uint8_t* slab = base + (first + i) / L::kBlocks * L::kSlab;
+      int b = int((first + i) % L::kBlocks);
+      u8x64 w[8];
+      f32x16 scale[L::kSubs], minimum[L::kSubs];
+      unpack<L>(slab + L::kQuants + b * L::kQuantBytes, w);
+      scales<L>(slab, b, scale, minimum);
+      for (int g = 0; g < 8; g++) store_u8(to.bytes[i][g][half], w[g]);
+      for (int s = 0; s < L::kSubs; s++) {
+        store(to.scale[i][s][half], scale[s]);
+        if (L::kMin) store(to.minimum[i][s][half], minimum[s]);
+      }
+    }
+  }
+}
+
+// acc[half][column] += bytes of `count` vectors from `first` on, times the input tile's.
+template <class L, int width>
+static inline void tile_dots(const uint8_t (*w)[2][64], int first, int count, const int8_t* a, i32x16 (&acc)[2][width]) {
+LL_UNROLL(8)
+  for (int g = first; g < first + count; g++) {
+    u8x64 w0 = load_u8(w[g][0]), w1 = load_u8(w[g][1]);
+LL_UNROLL(16)
+    for (int c = 0; c < width; c++) {
+      acc[0][c] = dot4<L>(acc[0][c], w0, a + (g * width + c) * 4);
+      acc[1][c] = dot4<L>(acc[1][c], w1, a + (g * width + c) * 4);
+    }
+  }
+}
+
+// One panel times one tile of the input: y [width][32] += .
+template <class L, int width>
+static void tile_product(const Unpacked<L>& panel, const Input& in, const int32_t* zeros, int64_t first, int blocks, int tile,
+                         bool is_first, float* y) {
+  constexpr bool has_zero = zero_of<L>() != 0;
+  constexpr int kVectors = 8 / L::kSubs;
+  int64_t all = in.padded_columns / kBlock, at = tile * all + first;
+  const int8_t *coarse = in.bytes + at * kBlock * width, *fine = in.fine + at * kBlock * width;
+  const float *x_scale = in.scale + at * width, *x_sum = in.sum + at * 2 * width;
+  const uint8_t* is_fine = in.is_fine + at;
+  const int32_t* zero = has_zero ? zeros + at * L::kSubs * width : nullptr;
+  f32x16 total[2][width];
+  for (int c = 0; c < width; c++)
+    for (int half = 0; half < 2; half++) total[half][c] = is_first ? zero_f32() : load(y + c * kBand + half * kGroup);
+  for (int i = 0; i < blocks; i++) {
+LL_UNROLL(2)
+    for (int s = 0; s < L::kSubs; s++) {
+      i32x16 acc[2][width];
+      if (__builtin_expect(is_fine[i], 0)) {
+        for (int c = 0; c < width; c++) acc[0][c] = acc[1][c] = zero_i32();
+        tile_dots<L, width>(panel.bytes[i], s * kVectors, kVectors, coarse, acc);
+        for (int c = 0; c < width; c++) {
+          i32x16 z = has_zero ? set1_i32(zero[s * width + c]) : zero_i32();
+          acc[0][c] = add(shl<8>(acc[0][c]), z);
+          acc[1][c] = add(shl<8>(acc[1][c]), z);
+        }
+        tile_dots<L, width>(panel.bytes[i], s * kVectors, kVectors, fine, acc);
+      } else {
+        for (int c = 0; c < width; c++) acc[0][c] = acc[1][c] = has_zero ? set1_i32(zero[s * width + c]) : zero_i32();
+        tile_dots<L, width>(panel.bytes[i], s * kVectors, kVectors, coarse, acc);
+      }
+      f32x16 d0 = load(panel.scale[i][s][0]), d1 = load(panel.scale[i][s][1]);
+LL_UNROLL(16)
+      for (int c = 0; c < width; c++) {
+        f32x16 d = set1(x_scale[c]);
+        total[0][c] = fma(mul(to_f32(acc[0][c]), d0), d, total[0][c]);
+        total[1][c] = fma(mul(to_f32(acc[1][c]), d1), d, total[1][c]);
+      }
+      if constexpr (L::kMin) {
+        f32x16 m0 = load(panel.minimum[i][s][0]), m1 = load(panel.minimum[i][s][1]);
+LL_UNROLL(16)
+        for (int c = 0; c < width; c++) {
+          f32x16 d = set1(L::kSubs == 1 ? x_sum[c] + x_sum[width + c] : x_sum[s * width + c]);
+          total[0][c] = fma(m0, d, total[0][c]);
+          total[1][c] = fma(m1, d, total[1][c]);
+        }
+      }
+    }
+    coarse += kBlock * width;
+    fine += kBlock * width;
+    x_scale += width;
+    x_sum += 2 * width;
+    if (has_zero) zero += L::kSubs * width;
+  }
+  for (int c = 0; c < width; c++)
+    for (int half = 0; half < 2; half++) store(y + c * kBand + half * kGroup, total[half][c]);
+}
+
+static_assert(sizeof(Unpacked<Q2_K>) <= kPanelScratch, "the driver gives a panel so much");
+
+template <class L>
+static void panel(const Matrix& m, const Input& in, const int32_t* zeros, int64_t band, int tile_begin, int tile_end,
+                  uint8_t* scratch, float* out) {
+  Unpacked<L>& unpacked = *reinterpret_cast<Unpacked<L>*>(scratch);
+  int64_t all = m.padded_columns / kBlock;
+  for (int64_t first = 0; first < all; first += kPanelBlocks) {
+    int blocks = int(all - first < kPanelBlocks ? all - first : kPanelBlocks);
+    unpack_panel<L>(m, band, first, blocks, unpacked);
+    for (int tile = tile_begin; tile < tile_end; tile++)
+      tile_product<L, kTileBytes>(unpacked, in, zeros, first, blocks, tile, first == 0,
+                                  out + int64_t(tile - tile_begin) * kTileBytes * kBand);
+  }
+}
+
+template <class L> constexpr FormatKernels byte_kernels() {
+  return {Kind::kBytes, L::kSub, zero_of<L>(),
+          {stream<L, 1>, stream<L, 2>, stream<L, 3>, stream<L, 4>, stream<L, 5>, stream<L, 6>, stream<L, 7>, stream<L, 8>},
+          panel<L>, read_row<L>};
+}
+
+}  // namespace layerlift::LL_ISA

@@ -1,0 +1,252 @@
+#include "product.h"
+
+#include <algorithm>
+
+#include "../ops/table.h"
+
+namespace layerlift {
+namespace {
+
+constexpr int64_t kTokensAtOnce = 512;  // bounds scratch memory
+constexpr int64_t kStreamBytes = 48 << 10;  // of weights in one chunk: a few microseconds' work
+
+int64_t padded(int64_t columns) { return (columns + kBlock - 1) / kBlock * kBlock; }
+
+// Cuts scratch memory into arrays.
+struct Cutter {
+  uint8_t* base;
+  size_t used = 0;
+  template <class T> T* take(int64_t count) {
+    T* p = reinterpret_cast<T*>(base + used);
+    used = (used + size_t(count) * sizeof(T) + 63) / 64 * 64;
+    return base ? p : nullptr;
+  }
+};
+
+// Which quants' zeros a call's factors need: at most one for each factor.
+struct ZeroArray {
+  int sub, zero;
+  int32_t* values;
+};
+
+// The prepared input of one call, in up to two kinds.
+struct Prepared {
+  Input bytes{}, floats{};
+  ZeroArray zeros[3];
+  int zeros_count = 0;
+
+  const int32_t* zeros_of(const FormatKernels& k) const {
+    for (int i = 0; i < zeros_count; i++)
+      if (zeros[i].sub == k.sub && zeros[i].zero == k.zero) return zeros[i].values;
+    return nullptr;
+  }
+};
+
+class Call {
+ public:
+  Call(ll_context& context, const Product& product, int64_t first, int64_t tokens)
+      : context_(context), table_(*context.isa.matmul), product_(product), first_(first), tokens_(tokens) {}
+
+  void run() {
+    streaming_ = tokens_ <= kStreamTokens;
+    plan_input();
+    prepare();
+    streaming_ ? stream() : panels();
+  }
+
+ private:
+  const FormatKernels& kernels(int f) const { return table_.formats[int(product_.factors[f].matrix->format)]; }
+  const Input& input(int f) const { return kernels(f).kind == Kind::kBytes ? in_.bytes : in_.floats; }
+
+  void shape(Input& in, int width) {
+    in.tokens = tokens_;
+    in.padded_columns = padded(product_.input.columns);
+    in.width = streaming_ ? int(tokens_) : width;
+    in.tiles = int((tokens_ + in.width - 1) / in.width);
+  }
+
+  void plan_input() {
+    bool bytes = false, floats = false;
+    for (int f = 0; f < product_.count; f++) (kernels(f).kind == Kind::kBytes ? bytes : floats) = true;
+    if (bytes) shape(in_.bytes, table_.width_bytes);
+    if (floats) shape(in_.floats, table_.width_floats);
+    Cutter measure{nullptr};
+    cut(measure, bytes, floats);
+    Cutter cutter{context_.activations.reserve(measure.used)};
+    cut(cutter, bytes, floats);
+  }
+
+  void cut(Cutter& cutter, bool bytes, bool floats) {
+    int64_t columns = padded(product_.input.columns), blocks = columns / kBlock;
+    rows_ = cutter.take<float>(columns * context_.pool.threads());
+    if (bytes) {
+      Input& in = in_.bytes;
+      int64_t tokens = int64_t(in.tiles) * in.width;
+      in.bytes = cutter.take<int8_t>(tokens * columns);
+      in.fine = cutter.take<int8_t>(tokens * columns);
+      in.is_fine = cutter.take<uint8_t>(in.tiles * blocks);
+      in.scale = cutter.take<float>(tokens * blocks);
+      in.sum = cutter.take<float>(tokens * blocks * 2);
+      in.sum_bytes = cutter.take<int32_t>(tokens * blocks * 2);
+      in_.zeros_count = 0;
+      for (int f = 0; f < product_.count; f++) {
+        const FormatKernels& k = kernels(f);
+        if (k.kind != Kind::kBytes || !k.zero || in_.zeros_of(k)) continue;
+        // While measuring there are no addresses, so equal ones may be counted twice: harmless.
+        in_.zeros[in_.zeros_count++] = {k.sub, k.zero, cutter.take<int32_t>(tokens * columns / k.sub)};
+      }
+    }
+    if (floats) in_.floats.floats = cutter.take<float>(int64_t(in_.floats.tiles) * in_.floats.width * columns);
+  }
+
+  void prepare() {
+    PrepareArgs args = product_.input;
+    if (args.rows)
+      args.rows += first_;
+    else
+      args.x += first_ * args.stride;
+    args.fine = streaming_;
+    int byte_tiles = in_.bytes.tiles, tiles = byte_tiles + in_.floats.tiles;
+    int64_t columns = padded(args.columns);
+    context_.pool.run(tiles, [&](int tile, int worker) {
+      PrepareArgs mine = args;
+      mine.row = rows_ + worker * columns;
+      if (tile >= byte_tiles) return table_.prepare_floats(mine, in_.floats, tile - byte_tiles);
+      table_.prepare_bytes(mine, in_.bytes, tile);
+      for (int i = 0; i < in_.zeros_count; i++) fill_zeros(in_.zeros[i], tile);
+    });
+  }
+
+  void fill_zeros(const ZeroArray& z, int tile) {
+    const Input& in = in_.bytes;
+    int64_t blocks = in.padded_columns / kBlock, width = in.width;
+    const int32_t* sums = in.sum_bytes + tile * blocks * 2 * width;
+    if (z.sub == 16) {
+      int32_t* to = z.values + tile * blocks * 2 * width;
+      for (int64_t i = 0; i < blocks * 2 * width; i++) to[i] = -z.zero * sums[i];
+    } else {
+      int32_t* to = z.values + tile * blocks * width;
+      for (int64_t b = 0; b < blocks; b++)
+        for (int64_t j = 0; j < width; j++)
+          to[b * width + j] = -z.zero * (sums[2 * b * width + j] + sums[(2 * b + 1) * width + j]);
+    }
+  }
+
+  // ---- few tokens: groups of 16 rows, the weights read once ----
+
+  void stream() {
+    const Matrix& m = *product_.factors[0].matrix;
+    int64_t grain = std::max<int64_t>(1, kStreamBytes / m.group_nbytes);
+    int64_t total = 0;
+    bool gate = product_.finish == Finish::kGate;
+    for (int f = 0; f < (gate ? 1 : product_.count); f++) total += groups(f);
+    int64_t most = std::max<int64_t>(1, total / (4 * context_.pool.threads()));
+    grain = std::min(grain, most);
+    context_.pool.run(int((total + grain - 1) / grain), [&](int chunk, int) {
+      int64_t end = std::min(total, (chunk + 1) * grain);
+      for (int64_t g = chunk * grain; g < end; g++) stream_group(g);
+    });
+  }
+
+  int64_t groups(int f) const { return (product_.factors[f].matrix->rows + kGroup - 1) / kGroup; }
+
+  void stream_group(int64_t g) {
+    alignas(64) float out[2][kStreamTokens * kGroup];
+    if (product_.finish == Finish::kGate) {
+      for (int f = 0; f < 2; f++) stream_one(f, g, out[f]);
+      return finish(0, g * kGroup, kGroup, 0, tokens_, out[0], out[1]);
+    }
+    int f = 0;
+    while (g >= groups(f)) g -= groups(f++);
+    stream_one(f, g, out[0]);
+    finish(f, g * kGroup, kGroup, 0, tokens_, out[0], nullptr);
+  }
+
+  void stream_one(int f, int64_t group, float* out) {
+    const FormatKernels& k = kernels(f);
+    k.stream[tokens_ - 1](*product_.factors[f].matrix, input(f), in_.zeros_of(k), group, out);
+  }
+
+  // ---- many tokens: bands of 32 rows, unpacked once for all the tokens of a part ----
+
+  void panels() {
+    int64_t bands = 0;
+    bool gate = product_.finish == Finish::kGate;
+    for (int f = 0; f < (gate ? 1 : product_.count); f++) bands += product_.factors[f].matrix->groups / 2;
+    int64_t wanted = (int64_t(context_.pool.threads()) * 6 + bands - 1) / bands;
+    int64_t parts = std::max<int64_t>(1, std::min(wanted, tokens_ / 96));
+    size_t out_floats = size_t(tokens_ + 64) * kBand;
+    size_t piece = kPanelScratch + 2 * out_floats * sizeof(float);
+    uint8_t* scratch = context_.tiles.reserve(piece * size_t(context_.pool.threads()));
+    context_.pool.run(int(bands * parts), [&](int chunk, int worker) {
+      uint8_t* mine = scratch + piece * size_t(worker);
+      float* out = reinterpret_cast<float*>(mine + kPanelScratch);
+      int64_t band = chunk / parts;
+      int part = int(chunk % parts);
+      if (gate) {
+        Range range = panel_one(0, band, part, parts, mine, out);
+        panel_one(1, band, part, parts, mine, out + out_floats);
+        return finish(0, band * kBand, kBand, range.begin, range.end, out, out + out_floats);
+      }
+      int f = 0;
+      while (band >= product_.factors[f].matrix->groups / 2) band -= product_.factors[f++].matrix->groups / 2;
+      Range range = panel_one(f, band, part, parts, mine, out);
+      finish(f, band * kBand, kBand, range.begin, range.end, out, nullptr);
+    });
+  }
+
+  struct Range {
+    int64_t begin, end;  // tokens
+  };
+
+  Range panel_one(int f, int64_t band, int64_t part, int64_t parts, uint8_t* scratch, float* out) {
+    const FormatKernels& k = kernels(f);
+    const Input& in = input(f);
+    int begin = int(in.tiles * part / parts), end = int(in.tiles * (part + 1) / parts);
+    k.panel(*product_.factors[f].matrix, in, in_.zeros_of(k), band, begin, end, scratch, out);
+    return {int64_t(begin) * in.width, std::min(tokens_, int64_t(end) * in.width)};
+  }
+
+  // out [tokens begin..end][width] of rows from `row` on, into y.
+  void finish(int f, int64_t row, int width, int64_t begin, int64_t end, float* out, float* second) {
+    const Factor& factor = product_.factors[f];
+    int64_t rows = factor.matrix->rows;
+    int n = int(std::min<int64_t>(width, rows - row));
+    if (n <= 0) return;
+    for (int64_t t = begin; t < end; t++, out += width) {
+      float* y = factor.y + (first_ + t) * rows + row;
+      add_bias(out, factor.bias, row, n);
+      if (product_.finish == Finish::kGate) {
+        add_bias(second, product_.factors[1].bias, row, n);
+        context_.isa.ops->gate(out, second, n, product_.activation, y);
+        second += width;
+      } else if (product_.finish == Finish::kAdd) {
+        for (int i = 0; i < n; i++) y[i] += out[i];
+      } else {
+        for (int i = 0; i < n; i++) y[i] = out[i];
+      }
+    }
+  }
+
+  static void add_bias(float* out, const float* bias, int64_t row, int n) {
+    if (bias)
+      for (int i = 0; i < n; i++) out[i] += bias[row + i];
+  }
+
+  ll_context& context_;
+  const MatmulTable& table_;
+  const Product& product_;
+  int64_t first_, tokens_;
+  bool streaming_ = false;
+  Prepared in_;
+  float* rows_ = nullptr;
+};
+
+}  // namespace
+
+void run(ll_context& context, const Product& product) {
+  for (int64_t first = 0; first < product.tokens; first += kTokensAtOnce)
+    Call(context, product, first, std::min(kTokensAtOnce, product.tokens - first)).run();
+}
+
+}  // namespace layerlift

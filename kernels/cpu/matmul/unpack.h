@@ -1,0 +1,121 @@
+// Reads one block of a repacked matrix: the quants as bytes, scales and minima as floats. Layouts in layout.h.
+#pragma once
+
+#include "../simd/simd.h"
+#include "layout.h"
+
+namespace layerlift::LL_ISA {
+
+// What is subtracted from a byte as `unpack` gives it.
+template <class L> constexpr int zero_of() { return L::kSigned ? (kSignedProducts ? 0 : 128) : L::kZero; }
+
+template <class L> static inline i32x16 dot4(i32x16 acc, u8x64 w, const int8_t* a) {
+  return L::kSigned && kSignedProducts ? dot4_ss(acc, w, a) : dot4_us(acc, w, a);
+}
+
+struct IQ4Table {
+  uint8_t bytes[16];
+};
+static constexpr IQ4Table make_iq4_table() {
+  IQ4Table t{};
+  for (int i = 0; i < 16; i++) t.bytes[i] = uint8_t(kIQ4Values[i] + (kSignedProducts ? 0 : 128));
+  return t;
+}
+static constexpr IQ4Table kIQ4Table = make_iq4_table();
+
+static inline void unpack_nibbles(const uint8_t* p, u8x64* w) {
+  u8x64 low = set1_u8(15);
+  for (int j = 0; j < 4; j++) {
+    u8x64 v = load_u8(p + 64 * j);
+    w[j] = and_(v, low);
+    w[j + 4] = and_(shr<4>(v), low);
+  }
+}
+
+// vector 2i + j from bits 2i of v, moved to bit `to`
+template <int to> static inline u8x64 pair_of_bits(u8x64 v, int i) {
+  switch (i) {
+    case 0: return shl_bits<to>(v);
+    case 1: return to >= 2 ? shl_bits<(to >= 2 ? to - 2 : 0)>(v) : shr<2>(v);
+    case 2: return to >= 4 ? v : shr<4>(v);
+    default: return to >= 4 ? shr<2>(v) : shr<6>(v);
+  }
+}
+
+template <int to> static inline u8x64 single_bit(u8x64 v, int g) {
+  switch (g - to) {
+    case -4: return shl_bits<4>(v);
+    case -3: return shl_bits<3>(v);
+    case -2: return shl_bits<2>(v);
+    case -1: return shl_bits<1>(v);
+    case 0: return v;
+    case 1: return shr<1>(v);
+    case 2: return shr<2>(v);
+    case 3: return shr<3>(v);
+    case 4: return shr<4>(v);
+    default: return shr<5>(v);
+  }
+}
+
+// The 8 vectors of a block as bytes to multiply: offset by zero_of<L>(), or signed where dot4 takes them so.
+template <class L> static inline void unpack(const uint8_t* p, u8x64* w) {
+  if constexpr (L::kBits == 8) {
+    for (int g = 0; g < 8; g++) {
+      w[g] = load_u8(p + 64 * g);
+      if (!kSignedProducts) w[g] = xor_(w[g], set1_u8(128));
+    }
+  } else if constexpr (L::kBits == 4) {
+    unpack_nibbles(p, w);
+    if constexpr (L::kLookup)
+      for (int g = 0; g < 8; g++) w[g] = lookup16(kIQ4Table.bytes, w[g]);
+  } else if constexpr (L::kBits == 6) {
+    unpack_nibbles(p, w);
+    for (int j = 0; j < 2; j++) {
+      u8x64 v = load_u8(p + 256 + 64 * j);
+LL_UNROLL(4)
+      for (int i = 0; i < 4; i++) w[2 * i + j] = and_or(pair_of_bits<4>(v, i), set1_u8(0x30), w[2 * i + j]);
+    }
+  } else if constexpr (L::kBits == 5) {
+    unpack_nibbles(p, w);
+    u8x64 v = load_u8(p + 256);
+LL_UNROLL(8)
+    for (int g = 0; g < 8; g++) w[g] = and_or(single_bit<4>(v, g), set1_u8(0x10), w[g]);
+  } else {  // 2 and 3 bits
+    for (int j = 0; j < 2; j++) {
+      u8x64 v = load_u8(p + 64 * j);
+LL_UNROLL(4)
+      for (int i = 0; i < 4; i++) w[2 * i + j] = and_(pair_of_bits<0>(v, i), set1_u8(3));
+    }
+    if constexpr (L::kBits == 3) {
+      u8x64 v = load_u8(p + 128);
+LL_UNROLL(8)
+      for (int g = 0; g < 8; g++) w[g] = and_or(single_bit<2>(v, g), set1_u8(4), w[g]);
+    }
+  }
+}
+
+// Scales and minima of block `b` of a slab, for each of its kSubs parts.
+template <class L> static inline void scales(const uint8_t* slab, int b, f32x16* scale, f32x16* minimum) {
+  const uint16_t* halves = reinterpret_cast<const uint16_t*>(slab);
+  f32x16 d = load_f16(halves), m = zero_f32();
+  if constexpr (L::kMin) m = load_f16(halves + kGroup);
+  if constexpr (!L::kSuper) {
+    scale[0] = d;
+    if constexpr (L::kMin) minimum[0] = m;
+  } else {
+    for (int s = 0; s < L::kSubs; s++) {
+      const uint8_t* p = slab + L::kSubScales + (b * L::kSubs + s) * kGroup;
+      if constexpr (L::kNibbleScales) {
+        uint8_t low[kGroup], high[kGroup];
+        for (int i = 0; i < kGroup; i++) low[i] = p[i] & 15, high[i] = p[i] >> 4;
+        scale[s] = mul(d, load_u8_f32(low));
+        minimum[s] = mul(sub(zero_f32(), m), load_u8_f32(high));
+      } else {
+        scale[s] = mul(d, load_i8(reinterpret_cast<const int8_t*>(p)));
+        if constexpr (L::kMin) minimum[s] = mul(sub(zero_f32(), m), load_u8_f32(p + L::kScaleBytes));
+      }
+    }
+  }
+}
+
+}  // namespace layerlift::LL_ISA
