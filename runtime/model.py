@@ -46,7 +46,7 @@ class Model:
     ):
         self.gguf, self.plan = gguf, plan
         self._open_device = open_device
-        self.arch = architecture(gguf.metadata.text("general.architecture"))
+        self.arch = architecture(gguf)
         self.config: Config = self.arch.read_config(gguf)
         self._backends: dict[str, Backend] = {}
         self._threads = threads
@@ -81,7 +81,7 @@ class Model:
         notify = notify or (lambda line: None)
         gguf = open_gguf(path)
         try:
-            config = architecture(gguf.metadata.text("general.architecture")).read_config(gguf)
+            config = architecture(gguf).read_config(gguf)
             devices, notice = choose_devices("disable" if ngl == 0 else gpu, registry.probe_all())
             if notice:
                 notify(notice)

@@ -17,7 +17,7 @@ N_LAYERS = SHAPES["tiny"].layers
 
 def planned(path, ngl, devices, **options) -> Model:
     gguf = open_gguf(path)
-    config = architecture("llama").read_config(gguf)
+    config = architecture(gguf).read_config(gguf)
     plan = plan_layers(model_sizes(gguf, config, "f32"), ngl, 512, devices, host=HOST)
     return Model(gguf, plan, open_device=open_fake, **options)
 

@@ -10,6 +10,7 @@ import pkgutil
 from types import ModuleType
 
 from ..errors import ModelError
+from ..gguf import GGUF
 
 NOT_ARCHITECTURES = ("config",)
 
@@ -20,10 +21,12 @@ def known() -> tuple[str, ...]:
     return tuple(sorted(name for name in found if name not in NOT_ARCHITECTURES))
 
 
-def architecture(name: str) -> ModuleType:
-    """The module of an architecture; ModelError names the known ones for another."""
+def architecture(gguf: GGUF) -> ModuleType:
+    """The module of a file's architecture; ModelError names the known ones where there is none."""
+    name = gguf.metadata.text("general.architecture")
     if name not in known():
         raise ModelError(
-            f"gguf: architecture {name!r} is not supported", hint=f"supported architectures: {', '.join(known())}"
+            f"gguf: {gguf.path}: architecture {name!r} is not supported",
+            hint=f"supported architectures: {', '.join(known())}",
         )
     return importlib.import_module(f".{name}", __name__)
