@@ -197,10 +197,8 @@ class CpuBackend(NativeOps):
             raise _no_memory()
         return y
 
-    def head(self, x: Array, norm: Norm, w: Linear, step: Step) -> Array:
-        if not _native(w):
-            return super().head(x, norm, w, step)
-        return self._product(x, norm, w.weight, w.bias, np.ascontiguousarray(step.outputs, np.int32))
+    def head(self, x: Array, norm: Norm, w: Linear) -> Array:
+        return self._product(x, norm, w.weight, w.bias) if _native(w) else super().head(x, norm, w)
 
 
 def _native(*linears: Linear) -> bool:
