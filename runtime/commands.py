@@ -144,7 +144,7 @@ def _check(probes: Any, terminal: Terminal) -> int:
             for case in all_cases():
                 terminal.status(f"{device} {case}")
                 try:
-                    verdict = judge(case, backend, relaxed=True)
+                    verdict = judge(case, backend, relaxed=device.backend != "numpy")
                     kind = "ok" if verdict.ok else "wrong"
                     if not verdict.ok:
                         terminal.error(f"{device} {case}: NMSE {verdict.nmse:.2e}")

@@ -155,7 +155,8 @@ class Markdown:
 
     def _decide_emphasis(self, run: str, after: str) -> None:
         """CommonMark's flanking rule, simplified: a mark opens before a word and closes behind one."""
-        opens = not after.isspace() and not (self._before.isalnum() and after.isalnum())
+        inside_word = self._before.isalnum() and after.isalnum()
+        opens = not after.isspace() and after not in ")]},.;:!?" and not inside_word
         closes = not self._before.isspace()
         bold, italic = len(run) >= 2, len(run) != 2
         if closes and (not bold or self._bold) and (not italic or self._italic):

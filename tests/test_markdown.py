@@ -71,6 +71,7 @@ def test_a_lexer_of_any_language_keeps_the_text(language, text):
         ("***", "***"),
         ("2 * 3 * 4", "2 * 3 * 4"),
         ("2*3*4", "2*3*4"),
+        ("a star (*) and *, *.c", "a star (*) and *, *.c"),
         ("snake_case_name", "snake_case_name"),
         ("#hashtag", "#hashtag"),
         ("a **b\nc", f"a {BOLD}**b{RESET}\nc"),
