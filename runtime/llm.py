@@ -108,8 +108,8 @@ class LLM:
 
         Arguments and errors as for `generate`, and TemplateError.
         """
-        prompt = self.model.template.render(messages, add_generation_prompt=True)
-        tokens = self.model.tokenizer.encode(prompt, add_special=not self._starts_with_bos(prompt))
+        # The tokenizer adds a start token only where the template did not write one.
+        tokens = self.tokenize(self.model.template.render(messages, add_generation_prompt=True))
         return self._answer(tokens, max_tokens, stop, stream, sampling)
 
     def embed(self, texts: Sequence[str], *, pooling: Literal["mean", "last"] = "mean") -> NDArray[np.float32]:
@@ -132,10 +132,6 @@ class LLM:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    def _starts_with_bos(self, prompt: str) -> bool:
-        bos = self.model.tokenizer.bos
-        return bos is not None and prompt.startswith(self.model.tokenizer.piece(bos).decode("utf-8", "replace"))
 
     def _answer(
         self, tokens: list[int], max_tokens: int, stop: Sequence[str], stream: bool, sampling: Mapping[str, Any]

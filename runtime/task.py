@@ -34,7 +34,7 @@ class Task:
         self.stream = Stream(self._cancel)
         self.prompt_left = True  # the prompt is not evaluated to its end yet
         self._eog = tokenizer.eog
-        self._detokenizer = tokenizer.stream(special=request.special)
+        self._detokenizer = tokenizer.stream(special=request.special, after=self.tokens[-1])
         self._stops = StopStrings(request.stop)
         self._wake = wake
         self._prompt_logprobs: list[Token] = []
