@@ -48,7 +48,9 @@ def read_vocabulary(path: str | PathLike[str]) -> Vocabulary:
         settings: dict[str, int | bool | str] = {}
         for name in ("ggml.eot_token_id", "ggml.padding_token_id", "ggml.add_bos_token", "chat_template"):
             if f"tokenizer.{name}" in meta:
-                settings[name] = meta[f"tokenizer.{name}"]
+                value = meta[f"tokenizer.{name}"]
+                assert isinstance(value, int | bool | str)
+                settings[name] = value
         return Vocabulary(
             meta.text(f"{ggml}.pre", "default"),
             list(meta.array(f"{ggml}.tokens")),
