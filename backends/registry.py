@@ -48,7 +48,12 @@ def open_device(device: DeviceInfo, **options: Any) -> Backend:
     return backend_class(device.backend).open(device, **options)
 
 
-def host_device() -> DeviceInfo:
-    """The best backend that computes on the host: native kernels where they were built, else NumPy."""
-    found = {probe.backend: probe.devices for probe in probe_all()}
-    return (*found["cpu"], *found["numpy"])[0]
+def host_device(probes: tuple[Probe, ...]) -> tuple[DeviceInfo, str]:
+    """The best backend that computes on the host, and a one-line notice where that is NumPy: why it is.
+
+    LAYERLIFT_ISA=numpy asks for NumPy.
+    """
+    found = {probe.backend: probe for probe in probes}
+    if found["cpu"].devices:
+        return found["cpu"].devices[0], ""
+    return found["numpy"].devices[0], f"computing with NumPy, which is slow: {found['cpu'].reason}"

@@ -38,7 +38,7 @@ class LLM:
         self,
         path: str | PathLike[str] | None = None,
         *,
-        ngl: int | Literal["auto"] = "auto",
+        ngl: int | Literal["auto", "all"] = "auto",
         gpu: str = "auto",
         context: int = 8192,
         threads: int | None = None,

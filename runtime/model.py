@@ -63,7 +63,7 @@ class Model:
         cls,
         path: str | PathLike[str],
         *,
-        ngl: int | Literal["auto"] = "auto",
+        ngl: int | Literal["auto", "all"] = "auto",
         gpu: str = "auto",
         context: int = 8192,
         kv_dtype: KVDtype = "f16",
@@ -82,12 +82,20 @@ class Model:
         gguf = open_gguf(path)
         try:
             config = architecture(gguf).read_config(gguf)
-            devices, notice = choose_devices("disable" if ngl == 0 else gpu, registry.probe_all())
-            if notice:
-                notify(notice)
-            inputs: dict[str, Any] = {"host": registry.host_device(), "tensor_split": tensor_split}
-            sizes = model_sizes(gguf, config, kv_dtype)
-            plan = plan_layers(sizes, ngl, context or config.context, devices, main_gpu=main_gpu, **inputs)
+            probes = registry.probe_all()
+            devices, notice = choose_devices("disable" if ngl == 0 else gpu, probes)
+            host, host_notice = registry.host_device(probes)
+            for line in filter(None, (notice, host_notice)):
+                notify(line)
+            plan = plan_layers(
+                model_sizes(gguf, config, kv_dtype),
+                ngl,
+                context or config.context,
+                devices,
+                host=host,
+                tensor_split=tensor_split,
+                main_gpu=main_gpu,
+            )
             while True:
                 try:
                     model = cls(gguf, plan, threads=threads, progress=progress)

@@ -123,3 +123,13 @@ def test_the_model_gives_back_its_devices(tiny):
     assert {type(b) for b in model.backends} == {FakeBackend, HostBackend}
     model.close()
     assert not model.backends
+
+
+def test_without_native_kernels_numpy_computes_and_says_why_once(tiny, monkeypatch):
+    monkeypatch.setenv("LAYERLIFT_ISA", "numpy")
+    lines = []
+    with Model.load(tiny("F32"), ngl=0, notify=lines.append) as model:
+        assert [b.name for b in model.backends] == ["numpy"]
+    assert len(lines) == 1
+    assert lines[0].startswith("computing with NumPy, which is slow: ")
+    assert "LAYERLIFT_ISA=numpy" in lines[0]
