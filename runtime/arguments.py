@@ -105,7 +105,7 @@ def _help_hint(mode: str) -> str:
 
 
 def _check(options: Options) -> Options:
-    """What one flag alone cannot say: stray words, and keys and values of different types."""
+    """What one flag alone cannot say: stray words, and flags that contradict each other."""
     if options.words and options.mode != "pull" and not getattr(options, "help", False):
         word = options.words[0]
         close = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.6)
@@ -116,6 +116,10 @@ def _check(options: Options) -> Options:
     key, value = getattr(options, "kv_dtype_k", None), getattr(options, "kv_dtype_v", None)
     if key and value and key != value:
         raise UserError(f"-ctk {key} and -ctv {value} differ; cached keys and values have one type")
+    forms = [name for name in ("grammar", "grammar_file", "json_schema") if getattr(options, name, None) is not None]
+    if len(forms) > 1:
+        names = " and ".join("--" + name.replace("_", "-") for name in forms)
+        raise UserError(f"{names} cannot both decide what the answer looks like")
     return options
 
 

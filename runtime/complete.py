@@ -28,9 +28,8 @@ def complete(options: Options, terminal: Terminal) -> int:
 
         session = open_cache(engine, options, terminal)
         tokens = _prompt_tokens(engine, prompt, session)
-        keep = len(tokens) if options.keep < 0 else options.keep
-        if engine.model.tokenizer.add_bos and keep:
-            keep = max(keep, 1) + (options.keep > 0)  # the start token stays too
+        # The start token stays too, or what is left behind a shift would not begin like a text.
+        keep = len(tokens) if options.keep < 0 else options.keep + engine.model.tokenizer.add_bos
         request = Request(
             tokens,
             with_grammar(sampling, options, engine.model.tokenizer),

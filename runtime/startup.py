@@ -71,12 +71,8 @@ def sampling_of(options: Options) -> Sampling:
 
 def with_grammar(sampling: Sampling, options: Options, tokenizer: Tokenizer) -> Sampling:
     """The settings with the grammar or schema that was asked for. Raises GrammarError, UserError."""
-    asked = [name for name in ("grammar", "grammar_file", "json_schema") if getattr(options, name) is not None]
-    if not asked:
+    if options.grammar is options.grammar_file is options.json_schema is None:
         return sampling
-    if len(asked) > 1:
-        flags = " and ".join("--" + name.replace("_", "-") for name in asked)
-        raise UserError(f"{flags} cannot both decide what the answer looks like")
     from .grammar import compile_gbnf, compile_json_schema
 
     if options.json_schema is not None:

@@ -117,6 +117,7 @@ def test_the_last_mode_wins():
         (["--keep", "1"], "--keep works with --cli only", ""),
         (["--cli", "--nologo"], "--nologo works without --cli only", ""),
         (["-ctk", "f16", "-ctv", "f32"], "-ctk f16 and -ctv f32 differ", ""),
+        (["--grammar", "x", "-j", "{}"], "--grammar and --json-schema cannot both decide", ""),
         (["-ts", "0,0"], "-ts takes one share for each device", ""),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else None,
