@@ -53,6 +53,7 @@ class Worker:
     """A process that has one model loaded and measures on order."""
 
     def __init__(self, command: Sequence[str]):
+        self._program = command[0]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.load: float = self._answer()["load"]
 
@@ -67,13 +68,12 @@ class Worker:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self._process.args[0]} ended with exit code {self._process.wait()}")  # type: ignore[index]
+            self.close()
+            raise SystemExit(f"{self._program} ended with exit code {self._process.returncode}")
         return json.loads(line)
 
     def close(self) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._process.communicate(timeout=30)  # its input ends, and so does it
 
 
 def compare(
