@@ -35,6 +35,8 @@ SIGNATURES: native.Signatures = {
     "ll_add_row": (None, [P, P, P, c_int64, c_int64, P]),
     "ll_argmax": (None, [P, P, c_int, c_int64, P]),
     "ll_top_k": (c_int, [P, P, c_int64, c_int, P]),
+    "ll_probe_read": (c_int64, [P, P, c_int64]),
+    "ll_probe_peak": (c_int64, [P, c_int, c_int64]),
 }
 
 
@@ -209,6 +211,16 @@ class NativeOps(NumpyBackend):
         if k:
             self._lib.ll_top_k(self._ctx, address(logits), len(logits), k, address(ids))
         return ids
+
+    # -- limits --
+
+    def probe_read(self, x: NDArray[Any]) -> None:
+        """Reads all of x, in whole MiB, with all threads."""
+        self._lib.ll_probe_read(self._ctx, address(x), x.nbytes >> 20 << 20)
+
+    def probe_peak(self, kind: str, loops: int) -> int:
+        """Multiplies in registers with all threads: "f32" or "int8"; the operations done."""
+        return self._lib.ll_probe_peak(self._ctx, int(kind == "int8"), loops)
 
     def _spec(self, spec: AttnSpec) -> int:
         """The address of a spec's struct; specs live as long as their model, so their identity is the key."""

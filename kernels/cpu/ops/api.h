@@ -45,3 +45,8 @@ LL_API void ll_add(ll_context*, const float* a, const float* b, int64_t n, float
 LL_API void ll_add_row(ll_context*, const float* a, const float* row, int64_t rows, int64_t columns, float* y);
 LL_API void ll_argmax(ll_context*, const float* x, int rows, int64_t columns, int32_t* best);
 LL_API int ll_top_k(ll_context*, const float* x, int64_t n, int k, int32_t* indices);  // returns how many
+
+// The machine's limits. The first reads `nbytes`, a multiple of 1 MiB, and returns what depends on all of them; the second
+// multiplies in registers, floats or (with `bytes`) 8-bit integers, and returns the operations done.
+LL_API int64_t ll_probe_read(ll_context*, const void*, int64_t nbytes);
+LL_API int64_t ll_probe_peak(ll_context*, int bytes, int64_t loops);

@@ -59,6 +59,10 @@ struct OpsTable {
   int64_t (*argmax)(const float* x, int64_t n);  // the lowest index of the highest value; NaN counts as the lowest
   // The indices of the k highest of x, in falling order, ties by rising index. `heap` holds k indices.
   void (*top_k)(const float* x, int64_t n, int k, int32_t* heap);
+
+  int32_t (*probe_read)(const void* p, int64_t nbytes);
+  int64_t (*probe_floats)(int64_t loops, float* out);  // both return the operations done
+  int64_t (*probe_bytes)(int64_t loops, float* out);
 };
 
 }  // namespace layerlift
