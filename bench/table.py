@@ -1,43 +1,57 @@
 """`layerlift bench`: the table of llamafile's model cards, for every combination of the settings asked for.
 
-    layerlift bench -m MODEL [-m MODEL] [-p 512,1024] [-n 16] [-pg 512,128] [-t 2,4] [-ngl 0,999] [-o md]
-
-Each of -p, -n, -b, -ub, -t, -ngl, -ctk and -ctv takes a list separated by commas. Every test runs once to warm up and
-then -r times; the table has the mean of tokens per second, and the machine-readable forms its deviation as well.
+Every test runs once to warm up and then as often as asked; the table has the mean of tokens per second, and the
+machine-readable forms its deviation as well. Knows nothing of flags.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import itertools
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from ..backends.base import KVDtype
 from ..runtime.engine import Engine
-from ..runtime.errors import LayerliftError, UserError
+from ..runtime.errors import UserError
 from ..runtime.model import Model
-from .machine import Machine, describe_machine, save
+from .machine import Machine
 from .measure import Rates, Test, measure
 
-KV_DTYPES = ("f16", "bf16", "f32")
-FORMS = ("md", "csv", "json", "jsonl")
 # Columns of settings, shown in the table where the command line named them.
 SETTINGS = {"threads": "threads", "batch": "n_batch", "ubatch": "n_ubatch", "type_k": "type_k", "type_v": "type_v"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure: every combination of the lists. `shown` are settings that become columns of the table."""
+
+    models: Sequence[str | None] = (None,)  # None: the default model
+    n_prompt: Sequence[int] = (512,)
+    n_gen: Sequence[int] = (16,)
+    pairs: Sequence[tuple[int, int]] = ()  # prompt and answer in turn
+    repetitions: int = 3
+    batch: Sequence[int] = (512,)
+    ubatch: Sequence[int] = (512,)
+    threads: Sequence[int | None] = (None,)
+    ngl: Sequence[int | Literal["auto"]] = ("auto",)
+    gpu: str = "auto"
+    type_k: Sequence[KVDtype] = ("f16",)
+    type_v: Sequence[KVDtype] = ("f16",)
+    warm_up: bool = True
+    shown: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Load:
     """What needs the model loaded anew."""
 
-    model: str | None  # None: the default model
+    model: str | None
     ngl: int | Literal["auto"]
     threads: int | None
 
@@ -48,81 +62,38 @@ class Run:
 
     batch: int
     ubatch: int
-    type_k: str
-    type_v: str
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; the exit code."""
-    options = parse(argv)
-    try:
-        machine = describe_machine()
-        rows = []
-        shown = [name for name in SETTINGS if getattr(options, name) != parse([]).__dict__[name]]
-        for row in run(options, machine, _notify):
-            rows.append(row)
-            if options.output == "jsonl":
-                print(json.dumps(row), flush=True)
-        if options.output != "jsonl":
-            print(render(rows, options.output, shown))
-        if options.save:
-            print(f"saved in {save(options.save, rows, machine=machine)}", file=sys.stderr)
-    except LayerliftError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(prog="layerlift bench", description="measure tokens per second", allow_abbrev=False)
-    p.add_argument("-m", "--model", dest="models", action="append", metavar="GGUF", help="may be given several times")
-    p.add_argument("-p", "--n-prompt", type=_counts, default=[512], help="prompt lengths (default: 512)")
-    p.add_argument("-n", "--n-gen", type=_counts, default=[16], help="answer lengths (default: 16)")
-    p.add_argument("-pg", dest="pairs", type=_pair, action="append", default=[], metavar="PP,TG", help="both in turn")
-    p.add_argument("-r", "--repetitions", type=_positive, default=3, help="(default: 3)")
-    p.add_argument("-b", "--batch-size", dest="batch", type=_counts, default=[512], help="tokens of a step at most")
-    p.add_argument("-ub", "--ubatch-size", dest="ubatch", type=_counts, default=[512], help="the same, on the device")
-    p.add_argument("-t", "--threads", type=_counts, default=[None], help="(default: the physical cores)")
-    p.add_argument("-ngl", "--n-gpu-layers", dest="ngl", type=_layers, default=["auto"], help="(default: auto)")
-    p.add_argument("--gpu", default="auto", help="auto, nvidia, amd, opencl or disable")
-    p.add_argument("-ctk", "--cache-type-k", dest="type_k", type=_kv_types, default=["f16"])
-    p.add_argument("-ctv", "--cache-type-v", dest="type_v", type=_kv_types, default=["f16"])
-    p.add_argument("-o", "--output", choices=FORMS, default="md")
-    p.add_argument("--no-warmup", dest="warm_up", action="store_false", help="count the first run too")
-    p.add_argument("--save", metavar="NAME", help="keep the rows with commit and machine in bench/results/")
-    return p.parse_args(argv)
+    type_k: KVDtype
+    type_v: KVDtype
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # Running
 
 
-def run(options: argparse.Namespace, machine: Machine, notify: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+def run(settings: Settings, machine: Machine, notify: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """One row for each test of each combination."""
-    tests = [Test(n, 0) for n in options.n_prompt if n] + [Test(0, n) for n in options.n_gen if n]
-    tests += [Test(p, g) for p, g in options.pairs]
+    tests = [Test(n, 0) for n in settings.n_prompt if n] + [Test(0, n) for n in settings.n_gen if n]
+    tests += [Test(p, g) for p, g in settings.pairs]
     if not tests:
         raise UserError("nothing to measure", hint="-p, -n or -pg")
     context = max(test.tokens for test in tests) + 16
-    settings = itertools.product(options.batch, options.ubatch, options.type_k, options.type_v)
-    runs = [Run(b, ub, k, v) for b, ub, k, v in settings if k == v]
+    choices = itertools.product(settings.batch, settings.ubatch, settings.type_k, settings.type_v)
+    runs = [Run(b, ub, k, v) for b, ub, k, v in choices if k == v]
     if not runs:
         raise UserError("-ctk and -ctv must be the same: keys and values share a type")
-    loads = [Load(m, n, t) for m in options.models or [None] for n in options.ngl for t in options.threads]
+    loads = [Load(m, n, t) for m in settings.models for n in settings.ngl for t in settings.threads]
     for load in loads:
-        with _open(load, options.gpu, context, notify) as model:
+        with _open(load, settings.gpu, context, notify) as model:
             for r in runs:
                 with ExitStack() as stack:
                     size = min(r.batch, r.ubatch)
-                    engine = Engine(model, context=context, slots=1, batch=size, kv_dtype=cast(KVDtype, r.type_k))
+                    engine = Engine(model, context=context, slots=1, batch=size, kv_dtype=r.type_k)
                     stack.callback(engine.close)
                     if engine.context < context - 16:
                         raise UserError(f"{context - 16} tokens are more than the context of {engine.context}")
                     for test in tests:
                         notify(f"{Path(model.gguf.path).name} {test.name}")
-                        rates = measure(engine, test, repetitions=options.repetitions, warm_up=options.warm_up)
+                        rates = measure(engine, test, repetitions=settings.repetitions, warm_up=settings.warm_up)
                         yield _row(machine, model, load, r, test, rates)
 
 
@@ -155,11 +126,6 @@ def _row(machine: Machine, model: Model, load: Load, r: Run, test: Test, rates: 
         "stddev_ts": rates.deviation,
         "samples_ts": list(rates.samples),
     }
-
-
-def _notify(line: str) -> None:
-    if sys.stderr.isatty():
-        print(f"{line}...", file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -198,56 +164,3 @@ def markdown(columns: Sequence[str], cells: Sequence[Sequence[str]], *, right: S
 
 def size_text(nbytes: int) -> str:
     return f"{nbytes / (1 << 30):.2f} GiB" if nbytes >= 1 << 30 else f"{nbytes / (1 << 20):.2f} MiB"
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Values of flags
-
-
-def _list(text: str, value: Callable[[str], Any]) -> list[Any]:
-    return list(dict.fromkeys(value(part) for part in text.split(",")))
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a count")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    count = _count(text)
-    if not count:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return count
-
-
-def _counts(text: str) -> list[int]:
-    return _list(text, _count)
-
-
-def _layers(text: str) -> list[int | str]:
-    return _list(text, lambda part: part if part == "auto" else _count(part))
-
-
-def _kv_types(text: str) -> list[str]:
-    def kv_type(part: str) -> str:
-        if part not in KV_DTYPES:
-            raise argparse.ArgumentTypeError(f"{part!r} is none of {', '.join(KV_DTYPES)}")
-        return part
-
-    return _list(text, kv_type)
-
-
-def _pair(text: str) -> tuple[int, int]:
-    counts = _counts_in_order(text)
-    if len(counts) != 2 or not all(counts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not two counts, as in 512,128")
-    return counts[0], counts[1]
-
-
-def _counts_in_order(text: str) -> list[int]:
-    return [_count(part) for part in text.split(",")]
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

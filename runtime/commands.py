@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
@@ -38,18 +39,20 @@ def text_of(options: Options) -> str:
 
 def bench(options: Options, terminal: Terminal) -> int:
     """Tokens per second, as a table."""
-    longest = max((*options.n_prompt, *options.n_gen))
-    with open_engine(options, terminal, context=longest + 16) as engine:
-        from .throughput import measure, table
+    from ..bench import machine, table
 
-        if longest > engine.context:
-            raise UserError(f"{longest} tokens are more than the model's context of {engine.context}")
-        rows = []
-        terminal.status("measuring...")
-        for row in measure(engine, n_prompt=options.n_prompt, n_gen=options.n_gen, repetitions=options.repetitions):
-            rows.append(row)
-            terminal.status(f"{row.test}: {row.t_s:.2f} t/s...")
-        terminal.write(table(rows, options.output) + "\n")
+    asked = {f.name: getattr(options, f.name) for f in fields(table.Settings) if f.name != "shown"}
+    asked["models"] = asked["models"] or (None,)
+    settings = table.Settings(**asked, shown=[name for name in table.SETTINGS if name in options.given])
+    here, rows = machine.describe_machine(), []
+    for row in table.run(settings, here, lambda line: terminal.status(f"{line}...")):
+        rows.append(row)
+        if options.output == "jsonl":
+            terminal.write(json.dumps(row) + "\n")
+    if options.output != "jsonl":
+        terminal.write(table.render(rows, options.output, settings.shown) + "\n")
+    if options.save:
+        terminal.say(f"saved in {machine.save(options.save, rows, machine=here)}")
     return 0
 
 

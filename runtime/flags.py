@@ -115,12 +115,20 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word for word in re.split(r"[;,\s]+", text.strip()) if word)
 
 
-def _counts(text: str) -> tuple[int, ...]:
-    try:
-        values = tuple(integer(low=0).convert(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError("a whole number, or several with commas between") from None
-    return values
+def listed(kind: Kind) -> Kind:
+    """Several values of a kind with commas between them; a value given twice counts once."""
+
+    def convert(text: str) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(kind.convert(part) for part in text.split(",")))
+
+    return Kind(f"{kind.metavar},…", convert, kind.choices)
+
+
+def _pair(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"\s*0*([1-9]\d{0,8})\s*,\s*0*([1-9]\d{0,8})\s*", text)
+    if not match:
+        raise ValueError("two counts, such as 512,128")
+    return int(match[1]), int(match[2])
 
 
 def _shares(text: str) -> tuple[float, ...]:
@@ -145,7 +153,9 @@ GPU = choice(
 )
 KV_DTYPE = choice("f16", "bf16", "f32")
 NAMES = Kind("A;B;…", _words)
-COUNTS = Kind("N,…", _counts)
+COUNTS = listed(integer(low=0))
+SIZES = listed(integer(low=1))
+PAIR = Kind("N,N", _pair)
 SHARES = Kind("A,B,…", _shares)
 
 
@@ -153,7 +163,7 @@ SHARES = Kind("A,B,…", _shares)
 # The table
 
 TALK = ("chat", "cli")
-LOADS = (*TALK, "bench", "perplexity")
+LOADS = (*TALK, "perplexity")
 
 
 def _table() -> tuple[Flag, ...]:
@@ -243,11 +253,26 @@ def _table() -> tuple[Flag, ...]:
          default=False)
     flag("--verbose", "verbose", "say more about devices and timings", default=False, modes=LOADS)
 
-    title, modes = "bench", ("bench",)
+    title, modes = "bench (lists are measured in every combination)", ("bench",)
+    flag("-m --model", "models", "GGUF file or model name (may be given several times)", FILE, (), repeat=True)
     flag("-p --n-prompt", "n_prompt", "prompt lengths to measure", COUNTS, (512,))
     flag("-n --n-gen", "n_gen", "answer lengths to measure", COUNTS, (16,))
+    flag("-pg", "pairs", "a prompt and an answer in turn (may be given several times)", PAIR, (), repeat=True)
     flag("-r --repetitions", "repetitions", "measure so many times", integer(low=1), 3)
-    flag("-o --output", "output", "how to write the table", choice("md", "json", "csv"), "md")
+    flag("-b --batch-size", "batch", "tokens in one forward pass", SIZES, (512,))
+    flag("-ub --ubatch-size", "ubatch", "the same; the smaller counts", SIZES, (512,))
+    flag("-t --threads", "threads", "CPU threads (default: the physical cores)", SIZES, (None,))
+    flag("-ngl --n-gpu-layers --gpu-layers", "ngl", "how many of the first layers go to the GPU",
+         listed(LAYERS), ("auto",))
+    flag("--gpu", "gpu", "which kind of GPU to use; also one device, such as opencl:0", GPU, "auto")
+    flag("-ctk --cache-type-k", "type_k", "type of the cached keys", listed(KV_DTYPE), ("f16",))
+    flag("-ctv --cache-type-v", "type_v", "type of the cached values, the same as the keys'",
+         listed(KV_DTYPE), ("f16",))
+    flag("--no-warmup", "warm_up", "count the first run too", default=True, value=False)
+    flag("-o --output", "output", "how to write the table", choice("md", "json", "jsonl", "csv"), "md")
+    flag("--save", "save", "keep the rows, with commit and machine, as bench/results/NAME", Kind("NAME", str))
+    flag("--log-disable", "log_disable", "say nothing about the run", default=False)
+    flag("--verbose", "verbose", "say more about devices and timings", default=False)
 
     title, modes = "text", ("perplexity", "tokenize")
     flag("-p --prompt", "prompt", "the text", TEXT)

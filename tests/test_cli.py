@@ -196,22 +196,6 @@ def test_devices_names_the_host(capsys):
     assert "numpy:0" in capsys.readouterr().out
 
 
-def test_bench_prints_the_table_in_every_form(capsys, tiny):
-    flags = ["bench", "-m", str(tiny()), "-p", "8", "-n", "4", "-r", "2", "--gpu", "disable"]
-    assert main(flags) == 0
-    head, rule, pp, tg = capsys.readouterr().out.splitlines()
-    assert [cell.strip() for cell in head.split("|")[1:-1]] == ["cpu_info", "model_filename", "size", "test", "t/s"]
-    assert rule.endswith(": |")
-    assert "| pp8 " in pp
-    assert "| tg4 " in tg
-    assert main([*flags, "-o", "json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert [row["test"] for row in rows] == ["pp8", "tg4"]
-    assert all(len(row["samples"]) == 2 and row["t_s"] > 0 for row in rows)
-    assert main([*flags, "-o", "csv"]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "cpu_info,model_filename,size,test,t/s"
-
-
 def test_list_shows_the_models_of_the_cache(capsys, tiny, tmp_path, monkeypatch):
     for name in ("LAYERLIFT_CACHE", "HF_HUB_CACHE", "LLAMA_CACHE", "OLLAMA_MODELS"):
         monkeypatch.setenv(name, str(tmp_path))
