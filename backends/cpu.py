@@ -1,8 +1,8 @@
 """The CPU backend: NumPy's, with native kernels for what the library has. Knows nothing of models.
 
 Matrices are repacked at load for full-width reads (kernels/cpu/matmul/layout.h) and stay quantised; formats without a
-native kernel stay with NumPy. Activations of up to 8 tokens count with 16 bits, of more with 8 bits and a scale for
-each 32 values (error bounds: opcases.py).
+native kernel stay with NumPy. Inputs of up to 8 tokens, and of the head, count with 16 bits; of more tokens with 8
+bits and a scale for each 32 values, and with 16 in the blocks that need it (kernels/cpu/matmul/product.cpp).
 """
 
 from __future__ import annotations
@@ -136,16 +136,14 @@ class CpuBackend(NativeOps):
         return self._product(x, None, w.weight, w.bias)
 
     def _product(
-        self, x: Array, norm: Norm | None, w: Weight, bias: Array | None, picked: NDArray[np.int32] | None = None
+        self, x: Array, norm: Norm | None, w: Weight, bias: Array | None, *, exact: bool = False
     ) -> NDArray[np.float32]:
         x = ready(x)
         _check_inner(x, w)
-        tokens = len(x) if picked is None else len(picked)
-        y = np.empty((tokens, w.shape[0]), np.float32)
-        rows = None if picked is None else address(picked)
+        y = np.empty((len(x), w.shape[0]), np.float32)
         weight, eps = (self._constant(norm.weight), norm.eps) if norm else (None, 0.0)
         failed = self._matmul(
-            self._ctx, address(x), rows, tokens, weight, eps, w.data.handle, self._constant(bias), address(y)
+            self._ctx, address(x), len(x), weight, eps, exact, w.data.handle, self._constant(bias), address(y)
         )
         if failed:
             raise _no_memory()
@@ -198,7 +196,8 @@ class CpuBackend(NativeOps):
         return y
 
     def head(self, x: Array, norm: Norm, w: Linear) -> Array:
-        return self._product(x, norm, w.weight, w.bias) if _native(w) else super().head(x, norm, w)
+        # Logits are few but for scoring a text, which wants them exact.
+        return self._product(x, norm, w.weight, w.bias, exact=True) if _native(w) else super().head(x, norm, w)
 
 
 def _native(*linears: Linear) -> bool:

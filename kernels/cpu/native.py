@@ -20,7 +20,6 @@ ABI_VERSION = 2
 FILE_NAME = "layerlift_cpu.so"
 
 INPUT = [c_void_p, c_void_p, c_int64, c_void_p, c_float]  # context, x, T, norm, eps
-INPUT_PICKED = [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_float]
 FACTOR = [c_void_p, c_void_p, c_void_p]  # matrix, bias, y
 
 # name: (result, arguments). Pointers are plain addresses (int), so that a call costs no conversion.
@@ -38,7 +37,7 @@ SIGNATURES: Signatures = {
     "ll_matrix_free": (None, [c_void_p]),
     "ll_matrix_nbytes": (c_int64, [c_void_p]),
     "ll_rows": (c_int, [c_void_p, c_void_p, c_void_p, c_int64, c_void_p]),
-    "ll_matmul": (c_int, [*INPUT_PICKED, *FACTOR]),
+    "ll_matmul": (c_int, [*INPUT, c_int, *FACTOR]),
     "ll_matmul_add": (c_int, [c_void_p, c_void_p, c_int64, *FACTOR]),
     "ll_matmul3": (c_int, [*INPUT, *FACTOR, *FACTOR, *FACTOR]),
     "ll_gated": (c_int, [*INPUT, c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_void_p]),

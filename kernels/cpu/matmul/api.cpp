@@ -59,10 +59,10 @@ int ll_rows(ll_context* context, const ll_matrix* m, const int32_t* tokens, int6
   return 0;
 }
 
-int ll_matmul(ll_context* context, const float* x, const int32_t* picked, int64_t T, const float* norm, float eps,
+int ll_matmul(ll_context* context, const float* x, int64_t T, const float* norm, float eps, int exact,
               const ll_matrix* w, const float* bias, float* y) {
   Product p = product_of(x, T, norm, eps, w);
-  p.input.rows = picked;
+  p.exact = exact;
   add_factor(p, w, bias, y);
   return try_run(context, p);
 }

@@ -13,10 +13,10 @@ LL_API int64_t ll_matrix_nbytes(const ll_matrix*);
 // Rows `tokens` as floats: out [count, columns].
 LL_API int ll_rows(ll_context*, const ll_matrix*, const int32_t* tokens, int64_t count, float* out);
 
-// y [T, rows] = n(x) @ w.T + bias, where n is RMS norm with weight `norm` (NULL: none) and x [T, columns] is rows
-// `picked` [T] of x (NULL: all). bias may be NULL.
-LL_API int ll_matmul(ll_context*, const float* x, const int32_t* picked, int64_t T, const float* norm, float eps,
-                     const ll_matrix*, const float* bias, float* y);
+// y [T, rows] = n(x) @ w.T + bias, where n is RMS norm with weight `norm` (NULL: none); x [T, columns]; bias may be NULL.
+// Quantised weights meet x rounded to 8 or 16 bits (bounds: matmul/product.cpp); `exact`: to 16 bits throughout.
+LL_API int ll_matmul(ll_context*, const float* x, int64_t T, const float* norm, float eps, int exact, const ll_matrix*,
+                     const float* bias, float* y);
 
 // y += x @ w.T + bias
 LL_API int ll_matmul_add(ll_context*, const float* x, int64_t T, const ll_matrix*, const float* bias, float* y);

@@ -25,19 +25,20 @@ static inline float inverse_rms(const float* x, int64_t n, float eps) {
   return 1.0f / __builtin_sqrtf(hsum(add(a, b)) / float(n) + eps);
 }
 
-// Token `token` of the call, normed and padded with zeros: x itself or args.row.
-static inline const float* input_row(const PrepareArgs& args, int64_t padded, int64_t token) {
-  const float* x = args.x + (args.rows ? args.rows[token] : token) * args.stride;
+// Token `token` of the call, normed and padded with zeros: x itself, or row `place` of args.row.
+static inline const float* input_row(const PrepareArgs& args, int64_t padded, int64_t token, int place) {
+  const float* x = args.x + token * args.stride;
   if (!args.norm && args.columns == padded) return x;
+  float* row = args.row + place * padded;
   float factor = args.norm ? inverse_rms(x, args.columns, args.eps) : 1.0f;
   for (int64_t i = 0; i < args.columns; i += 16) {
     int n = args.columns - i < 16 ? int(args.columns - i) : 16;
     f32x16 v = load_n(x + i, n);
     if (args.norm) v = mul(mul(v, set1(factor)), load_n(args.norm + i, n));
-    store(args.row + i, v);
+    store(row + i, v);
   }
-  for (int64_t i = (args.columns + 15) / 16 * 16; i < padded; i += 16) store(args.row + i, zero_f32());
-  return args.row;
+  for (int64_t i = (args.columns + 15) / 16 * 16; i < padded; i += 16) store(row + i, zero_f32());
+  return row;
 }
 
 // -128 is left out: its negative is no signed byte, and signed products of AVX2 need that.
@@ -77,24 +78,61 @@ static inline void prepare_block(const float* x, const Input& in, int64_t block,
   in.sum[(at * 2 + 1) * width + j] = scale * float(total_v);
   in.sum_bytes[at * 2 * width + j] = total_u;
   in.sum_bytes[(at * 2 + 1) * width + j] = total_v;
-  in.is_fine[at] = fine;
+}
+
+// Chooses a tile's fine blocks: `noise` [blocks] is what rounding each to 8 bits would add to the mean square error of
+// the products, as a share of their mean square. The worst are made fine until the rest add no more than the budget.
+static void choose_fine(const float* noise, int64_t blocks, float budget, uint8_t* is_fine) {
+  float total = 0.0f, highest = 0.0f;
+  for (int64_t b = 0; b < blocks; b++) {
+    total += noise[b];
+    if (noise[b] > highest) highest = noise[b];
+  }
+  float low = 0.0f, high = highest;  // the cut lies between: blocks above it are fine
+  for (int i = 0; i < 16 && total > budget; i++) {
+    float cut = 0.5f * (low + high), rest = 0.0f;
+    for (int64_t b = 0; b < blocks; b++) rest += noise[b] <= cut ? noise[b] : 0.0f;
+    (rest > budget ? high : low) = cut;
+  }
+  float cut = total > budget ? low : highest;
+  for (int64_t b = 0; b < blocks; b++) is_fine[b] = noise[b] > cut;
 }
 
 static void prepare_bytes(const PrepareArgs& args, const Input& in, int tile) {
-  static const float zeros[kBlock] = {};
+  int64_t blocks = in.padded_columns / kBlock;
+  uint8_t* is_fine = in.is_fine + tile * blocks;
+  float* noise = args.noise;
+  const float* rows[16];
+  for (int64_t b = 0; b < blocks; b++) noise[b] = 0.0f;
   for (int j = 0; j < in.width; j++) {
     int64_t token = int64_t(tile) * in.width + j;
-    const float* x = token < in.tokens ? input_row(args, in.padded_columns, token) : nullptr;
-    for (int64_t block = 0; block < in.padded_columns / kBlock; block++)
-      prepare_block(x ? x + block * kBlock : zeros, in, block, tile, j, args.fine);
+    rows[j] = token < in.tokens ? input_row(args, in.padded_columns, token, j) : args.zeros;
+    if (args.fine || token >= in.tokens) continue;
+    f32x16 squares = zero_f32();
+    float* scale = in.scale + tile * blocks * in.width + j;  // as scratch: the square of each block's highest
+    for (int64_t b = 0; b < blocks; b++) {
+      f32x16 u = load(rows[j] + b * kBlock), v = load(rows[j] + b * kBlock + 16);
+      squares = fma(u, u, fma(v, v, squares));
+      float highest = hmax(max(abs(u), abs(v)));
+      scale[b * in.width] = highest * highest;
+    }
+    // A rounding error is uniform in a step of highest / 127: its variance is the step's square / 12.
+    float factor = float(kBlock) / (12.0f * 127.0f * 127.0f) / (hsum(squares) + 1e-30f) / float(in.width);
+    for (int64_t b = 0; b < blocks; b++) noise[b] += factor * scale[b * in.width];
   }
+  if (args.fine)
+    for (int64_t b = 0; b < blocks; b++) is_fine[b] = 1;
+  else
+    choose_fine(noise, blocks, args.budget, is_fine);
+  for (int j = 0; j < in.width; j++)
+    for (int64_t b = 0; b < blocks; b++) prepare_block(rows[j] + b * kBlock, in, b, tile, j, is_fine[b]);
 }
 
 static void prepare_floats(const PrepareArgs& args, const Input& in, int tile) {
   float* to = in.floats + int64_t(tile) * in.padded_columns * in.width;
   for (int j = 0; j < in.width; j++) {
     int64_t token = int64_t(tile) * in.width + j;
-    const float* x = token < in.tokens ? input_row(args, in.padded_columns, token) : nullptr;
+    const float* x = token < in.tokens ? input_row(args, in.padded_columns, token, 0) : nullptr;
     for (int64_t k = 0; k < in.padded_columns; k++) to[k * in.width + j] = x ? x[k] : 0.0f;
   }
 }

@@ -7,6 +7,9 @@
 namespace layerlift {
 namespace {
 
+// What rounding inputs to bytes may add to the relative mean square error of a product. Gaussian inputs stand at 2.8e-5
+// without fine blocks. Measured on SmolLM2-135M Q4_1: a Kullback-Leibler divergence of 4.5e-4 from exact inputs' tokens.
+constexpr float kNoiseBudget = 2.5e-5f;
 constexpr int64_t kTokensAtOnce = 512;  // bounds scratch memory
 constexpr int64_t kStreamBytes = 48 << 10;  // of weights in one chunk: a few microseconds' work
 
@@ -78,7 +81,8 @@ class Call {
 
   void cut(Cutter& cutter, bool bytes, bool floats) {
     int64_t columns = padded(product_.input.columns), blocks = columns / kBlock;
-    rows_ = cutter.take<float>(columns * context_.pool.threads());
+    scratch_floats_ = columns * (std::max(table_.width_bytes, kStreamTokens) + 2);
+    scratch_ = cutter.take<float>(scratch_floats_ * context_.pool.threads());
     if (bytes) {
       Input& in = in_.bytes;
       int64_t tokens = int64_t(in.tiles) * in.width;
@@ -101,16 +105,17 @@ class Call {
 
   void prepare() {
     PrepareArgs args = product_.input;
-    if (args.rows)
-      args.rows += first_;
-    else
-      args.x += first_ * args.stride;
-    args.fine = streaming_;
+    args.x += first_ * args.stride;
+    args.fine = streaming_ || product_.exact;
+    args.budget = kNoiseBudget;
     int byte_tiles = in_.bytes.tiles, tiles = byte_tiles + in_.floats.tiles;
     int64_t columns = padded(args.columns);
     context_.pool.run(tiles, [&](int tile, int worker) {
       PrepareArgs mine = args;
-      mine.row = rows_ + worker * columns;
+      mine.row = scratch_ + worker * scratch_floats_;
+      mine.noise = mine.row + scratch_floats_ - 2 * columns;
+      mine.zeros = mine.noise + columns;
+      std::fill(mine.noise + columns, mine.noise + 2 * columns, 0.0f);
       if (tile >= byte_tiles) return table_.prepare_floats(mine, in_.floats, tile - byte_tiles);
       table_.prepare_bytes(mine, in_.bytes, tile);
       for (int i = 0; i < in_.zeros_count; i++) fill_zeros(in_.zeros[i], tile);
@@ -239,7 +244,8 @@ class Call {
   int64_t first_, tokens_;
   bool streaming_ = false;
   Prepared in_;
-  float* rows_ = nullptr;
+  float* scratch_ = nullptr;
+  int64_t scratch_floats_ = 0;  // of each thread
 };
 
 }  // namespace

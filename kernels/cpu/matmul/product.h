@@ -25,6 +25,7 @@ struct Product {
   int count;
   Finish finish;
   int activation;  // of kGate: ops/table.h
+  bool exact;      // every block of the input fine, however many tokens
 };
 
 void run(ll_context&, const Product&);  // throws std::bad_alloc

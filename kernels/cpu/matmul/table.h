@@ -27,12 +27,14 @@ struct Input {
 struct PrepareArgs {
   const float* x;
   int64_t stride;          // floats between rows of x
-  const int32_t* rows;     // which rows of x; nullptr: all in order
   const float* norm;       // RMS norm's weight, or nullptr
   float eps;
   int64_t columns;
   bool fine;               // fine bytes for every block
-  float* row;              // scratch [padded_columns] of the calling thread
+  float budget;            // else: rounding may add so much to the relative mean square error of a product
+  // Scratch of the calling thread: row [tile width][padded_columns], noise [blocks], and zeros [padded_columns].
+  float *row, *noise;
+  const float* zeros;
 };
 
 // `zeros`: -zero * the sum of the bytes over each `sub` columns, laid out like `scale` with subs for blocks.
