@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.cpu import native
-from .base import Activation, Array, AttnSpec, DeviceOutOfMemory, KVDtype, KVStore, Norm, RopeSpec, Step
+from .base import Activation, Array, AttnSpec, DeviceOutOfMemory, KVDtype, KVStore, Norm, RopeSpec, Stage, Step
 from .cpu_kv import CpuKVStore
 from .cpu_memory import address
+from .cpu_program import Programs
 from .numpy_ import NumpyBackend
 
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_quick": 2, "relu2": 3}  # kernels/cpu/ops/api.h
@@ -35,6 +36,7 @@ SIGNATURES: native.Signatures = {
     "ll_add_row": (None, [P, P, P, c_int64, c_int64, P]),
     "ll_argmax": (None, [P, P, c_int, c_int64, P]),
     "ll_top_k": (c_int, [P, P, c_int64, c_int, P]),
+    "ll_program_run": (c_int, [P, P, c_int]),
     "ll_probe_read": (c_int64, [P, P, c_int64]),
     "ll_probe_peak": (c_int64, [P, c_int, c_int64]),
 }
@@ -110,6 +112,7 @@ class NativeOps(NumpyBackend):
         """Declares the functions; to be called once `_lib` and `_ctx` are set."""
         native.declare(self._lib, SIGNATURES)
         self._specs: dict[int, tuple[AttnSpec, AttentionStruct, int]] = {}
+        self._programs = Programs()
 
     def kv_alloc(self, capacity: int, n_kv_heads: int, head_dim: int, dtype: KVDtype = "f16") -> KVStore:
         try:
@@ -118,13 +121,39 @@ class NativeOps(NumpyBackend):
             nbytes = 2 * capacity * n_kv_heads * head_dim * (4 if dtype == "f32" else 2)
             raise DeviceOutOfMemory(f"no memory for a cache of {capacity} rows ({error})", nbytes=nbytes) from None
 
+    # -- whole stages --
+
+    def run(self, stage: Stage, x: Array, step: Step) -> Array:
+        """All layers of a stage; for a few tokens through a recorded program (see cpu_program.py)."""
+        program = self._programs.find(self, stage, x, step)
+        if program is None:
+            return super().run(stage, x, step)
+        y = program.run(self, x, step)
+        if y is None:
+            raise DeviceOutOfMemory("no memory for a layer's scratch", nbytes=0)
+        return y
+
+    def run_program(self, calls: int, count: int) -> bool:
+        """Makes `count` recorded calls at an address; true when there was no memory."""
+        return bool(self._lib.ll_program_run(self._ctx, calls, count))
+
+    def _constant(self, x: Array | None) -> int | None:
+        """The address of an array that lives as long as the model: a bias, a norm."""
+        return None if x is None else address(x)
+
     # -- attention and its cache --
 
     def attend(self, q: Array, kv: KVStore, step: Step, spec: AttnSpec) -> Array:
         assert isinstance(kv, CpuKVStore)
         arrays, out = _arrays(step), np.empty(q.shape, np.float32)
         failed = self._lib.ll_attend(
-            self._ctx, address(q), address(out), kv.address, arrays.spans_address, arrays.n_spans, self._spec(spec)
+            self._ctx,
+            address(q),
+            address(out),
+            kv.address,
+            arrays.spans_address,
+            arrays.n_spans,
+            self.spec_address(spec),
         )
         if failed:
             raise DeviceOutOfMemory("no memory for the scratch of attention", nbytes=0)
@@ -222,7 +251,7 @@ class NativeOps(NumpyBackend):
         """Multiplies in registers with all threads: "f32" or "int8"; the operations done."""
         return self._lib.ll_probe_peak(self._ctx, int(kind == "int8"), loops)
 
-    def _spec(self, spec: AttnSpec) -> int:
+    def spec_address(self, spec: AttnSpec) -> int:
         """The address of a spec's struct; specs live as long as their model, so their identity is the key."""
         found = self._specs.get(id(spec))
         if found is None:
