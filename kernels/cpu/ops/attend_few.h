@@ -32,16 +32,45 @@ static inline FewState few_state(float* scratch, int query, int d) {
   return {p, p + d, p + 2 * d, p + 2 * d + 1};
 }
 
+// Asks for the next tile's rows while this one is worked on, a few cache lines at a time and in the order they lie in
+// memory. A head's own values are small pieces far apart, which no hardware prefetcher follows; and asked for all at
+// once, they would fill the line buffers and stop everything else.
+class Ahead {
+ public:
+  // `row_nbytes` of each of k and v at rows[0..count) * stride; `calls` of next() are to come.
+  Ahead(const char* k, const char* v, const int32_t* rows, int count, size_t stride, size_t row_nbytes, int calls)
+      : k_(k), v_(v), rows_(rows), left_(count), stride_(stride), row_nbytes_(row_nbytes),
+        lines_(int((count * row_nbytes / 64 + calls - 1) / calls)) {}
+
+  inline void next() {
+    for (int i = 0; i < lines_ && left_ > 0; i++) {
+      const size_t at = size_t(*rows_) * stride_ + offset_;
+      prefetch(k_ + at);
+      prefetch(v_ + at);
+      offset_ += 64;
+      if (offset_ >= row_nbytes_) offset_ = 0, rows_++, left_--;
+    }
+  }
+
+ private:
+  const char *k_, *v_;
+  const int32_t* rows_;
+  int left_;
+  size_t stride_, row_nbytes_, offset_ = 0;
+  int lines_;
+};
+
 // The products of `count` rows at k[0..] with G queries; lanes of rows and queries that there are not hold anything.
 template <int storage, int G>
 static void few_scores(const typename Cells<storage>::type* const* k, int count, const FewState* state, int head_dim,
-                       float* scores) {
+                       float* scores, Ahead& ahead) {
   using C = Cells<storage>;
   const int whole = head_dim / 16 * 16, rest = head_dim - whole;
   constexpr int R = kDotRows;
   f32x16 sums[16];
   for (int i = 0; i < 16; i++) sums[i] = zero_f32();
   for (int first = 0; first < count; first += 16 / kFewGroup) {
+    ahead.next();
     for (int sub = 0; sub < 16 / kFewGroup; sub += R) {
       f32x16 acc[R][G];
       const typename C::type* row[R];
@@ -73,7 +102,7 @@ static void few_scores(const typename Cells<storage>::type* const* k, int count,
 // out = out * shrink + sum of weight * v over the rows.
 template <int storage, int G>
 static void few_output(const typename Cells<storage>::type* const* v, int count, const FewState* state, int head_dim,
-                       const float* weights, const float* shrink) {
+                       const float* weights, const float* shrink, Ahead& ahead) {
   using C = Cells<storage>;
   const int whole = head_dim / 16 * 16, rest = head_dim - whole;
   constexpr int N = kOutVectors;
@@ -83,6 +112,7 @@ static void few_output(const typename Cells<storage>::type* const* v, int count,
     for (int g = 0; g < G; g++)
       for (int n = 0; n < N; n++) acc[g][n] = mul(load(state[g].out + i + 16 * n), set1(shrink[g]));
     for (int r = 0; r < count; r++) {
+      if (i == 0 && r % 4 == 0) ahead.next();
       f32x16 x[N];
       for (int n = 0; n < N; n++) x[n] = C::load(v[r] + i + 16 * n);
       for (int g = 0; g < G; g++) {
@@ -144,13 +174,13 @@ static inline void few_hide(float* scores, int g, int count, int begin, int last
 template <int storage, int G>
 static void few_group(const Attention& a, const AttentionPiece& piece, float* scratch, int first_query, int group,
                       int begin, int count, const typename Cells<storage>::type* const* k,
-                      const typename Cells<storage>::type* const* v) {
+                      const typename Cells<storage>::type* const* v, Ahead& ahead) {
   const int d = round_up(a.head_dim, 16);
   FewState state[G];
   alignas(64) float scores[kFewGroup * kFewRows];
   float shrink[G];
   for (int g = 0; g < G; g++) state[g] = few_state(scratch, first_query + g, d);
-  few_scores<storage, G>(k, count, state, a.head_dim, scores);
+  few_scores<storage, G>(k, count, state, a.head_dim, scores, ahead);
   if (a.softcap != 0.0f)
     for (int i = 0; i < count * kFewGroup; i += 16) store(scores + i, soft_cap(load(scores + i), a.softcap));
   for (int g = 0; g < G; g++) {
@@ -158,7 +188,7 @@ static void few_group(const Attention& a, const AttentionPiece& piece, float* sc
     few_hide(scores, g, count, begin, piece.n_rows - piece.length + token, a.window);
   }
   few_weights<G>(scores, count, state, shrink);
-  few_output<storage, G>(v, count, state, a.head_dim, scores, shrink);
+  few_output<storage, G>(v, count, state, a.head_dim, scores, shrink, ahead);
 }
 
 template <int storage>
@@ -168,7 +198,12 @@ static void few_tiles(const Attention& a, const AttentionPiece& piece, float* sc
   const size_t row_size = size_t(a.n_kv_heads) * a.head_dim;
   for (int begin = piece.begin; begin < piece.end; begin += kFewRows) {
     const int count = piece.end - begin < kFewRows ? piece.end - begin : kFewRows;
-    const int ahead = piece.end - begin - count < kFewRows ? piece.end - begin - count : kFewRows;
+    const int left = piece.end - begin - count, coming = left < kFewRows ? left : kFewRows;
+    const size_t first_column = size_t(piece.kv_head) * a.head_dim;
+    Ahead ahead(reinterpret_cast<const char*>(static_cast<const T*>(a.k) + first_column),
+                reinterpret_cast<const char*>(static_cast<const T*>(a.v) + first_column), piece.rows + begin + count, coming,
+                row_size * sizeof(T), size_t(piece.kv_heads) * a.head_dim * sizeof(T),
+                piece.kv_heads * ((per_head + 3) / 4) * (kFewRows / 2));
     for (int head = 0; head < piece.kv_heads; head++) {
       const T *k[kFewRows], *v[kFewRows];
       const size_t column = size_t(piece.kv_head + head) * a.head_dim;
@@ -177,25 +212,16 @@ static void few_tiles(const Attention& a, const AttentionPiece& piece, float* sc
         k[r] = static_cast<const T*>(a.k) + at;
         v[r] = static_cast<const T*>(a.v) + at;
       }
-      // The next tile arrives meanwhile, row by row as it lies in memory: a head's own values are small pieces far
-      // apart, which no hardware prefetcher follows.
-      for (int r = ahead * head / piece.kv_heads; r < ahead * (head + 1) / piece.kv_heads; r++) {
-        const size_t at = size_t(piece.rows[begin + count + r]) * row_size + size_t(piece.kv_head) * a.head_dim;
-        for (size_t i = 0; i < size_t(piece.kv_heads) * a.head_dim; i += 64 / sizeof(T)) {
-          prefetch(static_cast<const T*>(a.k) + at + i);
-          prefetch(static_cast<const T*>(a.v) + at + i);
-        }
-      }
       for (int done = 0; done < per_head;) {
         const int query = head * per_head + done, left = per_head - done;
         if (left >= 4) {
-          few_group<storage, 4>(a, piece, scratch, query, group, begin, count, k, v), done += 4;
+          few_group<storage, 4>(a, piece, scratch, query, group, begin, count, k, v, ahead), done += 4;
         } else if (left == 3) {
-          few_group<storage, 3>(a, piece, scratch, query, group, begin, count, k, v), done += 3;
+          few_group<storage, 3>(a, piece, scratch, query, group, begin, count, k, v, ahead), done += 3;
         } else if (left == 2) {
-          few_group<storage, 2>(a, piece, scratch, query, group, begin, count, k, v), done += 2;
+          few_group<storage, 2>(a, piece, scratch, query, group, begin, count, k, v, ahead), done += 2;
         } else {
-          few_group<storage, 1>(a, piece, scratch, query, group, begin, count, k, v), done += 1;
+          few_group<storage, 1>(a, piece, scratch, query, group, begin, count, k, v, ahead), done += 1;
         }
       }
     }
