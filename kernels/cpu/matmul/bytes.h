@@ -14,7 +14,7 @@ namespace layerlift::LL_ISA {
 constexpr int kAhead = 4096;
 
 template <class L, int width> static inline i32x16 half_block(const u8x64* w, int first, int count, const int8_t* a, i32x16 acc) {
-LL_UNROLL(8)
+  LL_UNROLL(8)
   for (int g = first; g < first + count; g++) acc = dot4<L>(acc, w[g], a + g * width * 4);
   return acc;
 }
@@ -25,7 +25,7 @@ static inline f32x16 block_product(const u8x64* w, const f32x16* scale, const in
                                    const int32_t* zeros) {
   constexpr int kVectors = 8 / L::kSubs;
   f32x16 sum = zero_f32();
-LL_UNROLL(2)
+  LL_UNROLL(2)
   for (int s = 0; s < L::kSubs; s++) {
     i32x16 acc = zeros ? set1_i32(zeros[s * width]) : zero_i32();
     if (is_fine) {
@@ -43,21 +43,21 @@ LL_UNROLL(2)
 // minimum * sum(x) of one token
 template <class L, int width> static inline f32x16 add_minimum(f32x16 y, const f32x16* minimum, const float* sum) {
   if constexpr (L::kMin) {
-    if constexpr (L::kSubs == 1) return fma(minimum[0], set1(sum[0] + sum[width]), y);
     for (int s = 0; s < L::kSubs; s++) y = fma(minimum[s], set1(sum[s * width]), y);
   }
   return y;
 }
 
-// One group of 16 rows times T tokens, the weights read once: out [T][16]. All blocks fine, or none.
-template <class L, int T, bool is_fine>
-static void stream_tokens(const Matrix& m, const Input& in, const int32_t* zeros, int64_t group, float* out) {
+// One group of 16 rows times T tokens, the weights read once: out [T][16].
+template <class L, int T>
+static void stream(const Matrix& m, const Input& in, const int32_t* zeros, int64_t group, float* out) {
   constexpr bool has_zero = zero_of<L>() != 0;
   f32x16 y[T];
   for (int t = 0; t < T; t++) y[t] = zero_f32();
   const uint8_t* slab = m.group(group);
   const int8_t *coarse = in.bytes, *fine = in.fine;
-  const float *x_scale = in.scale, *x_sum = in.sum;
+  const uint8_t* is_fine = in.is_fine;
+  const float *x_scale = in.scale, *x_sum = L::kSubs == 1 ? in.block_sum : in.sum;
   int64_t slabs = m.padded_columns / L::kColumns;
   for (int64_t i = 0; i < slabs; i++, slab += L::kSlab) {
     for (int b = 0; b < L::kBlocks; b++) {
@@ -67,27 +67,21 @@ static void stream_tokens(const Matrix& m, const Input& in, const int32_t* zeros
       f32x16 scale[L::kSubs], minimum[L::kSubs];
       unpack<L>(quants, w);
       scales<L>(slab, b, scale, minimum);
-LL_UNROLL(8)
+      LL_UNROLL(8)
       for (int t = 0; t < T; t++) {
-        f32x16 part = block_product<L, T>(w, scale, coarse + 4 * t, fine + 4 * t, is_fine, has_zero ? zeros + t : nullptr);
+        f32x16 part = block_product<L, T>(w, scale, coarse + 4 * t, fine + 4 * t, *is_fine, has_zero ? zeros + t : nullptr);
         y[t] = fma(part, set1(x_scale[t]), y[t]);
         y[t] = add_minimum<L, T>(y[t], minimum, x_sum + t);
       }
       coarse += kBlock * T;
       fine += kBlock * T;
+      is_fine++;
       x_scale += T;
-      x_sum += 2 * T;
+      x_sum += L::kSubs * T;
       if (has_zero) zeros += L::kSubs * T;
     }
   }
   for (int t = 0; t < T; t++) store(out + t * kGroup, y[t]);
-}
-
-template <class L, int T> static void stream(const Matrix& m, const Input& in, const int32_t* zeros, int64_t group, float* out) {
-  if (in.is_fine[0])
-    stream_tokens<L, T, true>(m, in, zeros, group, out);
-  else
-    stream_tokens<L, T, false>(m, in, zeros, group, out);
 }
 
 // ---- many tokens: a panel of a band is unpacked once, then multiplied with every tile of the input ----
@@ -120,16 +114,17 @@ template <class L> static void unpack_panel(const Matrix& m, int64_t band, int64
   }
 }
 
-// acc[half][column] += bytes of `count` vectors from `first` on, times the input tile's.
+// acc[half][column] += bytes of `count` vectors from w on, times the input tile's. A true loop: unrolled, GCC 12 runs out
+// of registers and moves sums through memory.
 template <class L, int width>
-static inline void tile_dots(const uint8_t (*w)[2][64], int first, int count, const int8_t* a, i32x16 (&acc)[2][width]) {
-LL_UNROLL(8)
-  for (int g = first; g < first + count; g++) {
+static inline void tile_dots(const uint8_t (*w)[2][64], int count, const int8_t* a, i32x16 (&acc)[2][width]) {
+  LL_UNROLL(1)
+  for (int g = 0; g < count; g++, a += width * 4) {
     u8x64 w0 = load_u8(w[g][0]), w1 = load_u8(w[g][1]);
-LL_UNROLL(16)
+    LL_UNROLL(16)
     for (int c = 0; c < width; c++) {
-      acc[0][c] = dot4<L>(acc[0][c], w0, a + (g * width + c) * 4);
-      acc[1][c] = dot4<L>(acc[1][c], w1, a + (g * width + c) * 4);
+      acc[0][c] = dot4<L>(acc[0][c], w0, a + c * 4);
+      acc[1][c] = dot4<L>(acc[1][c], w1, a + c * 4);
     }
   }
 }
@@ -142,31 +137,33 @@ static void tile_product(const Unpacked<L>& panel, const Input& in, const int32_
   constexpr int kVectors = 8 / L::kSubs;
   int64_t all = in.padded_columns / kBlock, at = tile * all + first;
   const int8_t *coarse = in.bytes + at * kBlock * width, *fine = in.fine + at * kBlock * width;
-  const float *x_scale = in.scale + at * width, *x_sum = in.sum + at * 2 * width;
+  const float *x_scale = in.scale + at * width, *x_sum = (L::kSubs == 1 ? in.block_sum : in.sum) + at * L::kSubs * width;
   const uint8_t* is_fine = in.is_fine + at;
   const int32_t* zero = has_zero ? zeros + at * L::kSubs * width : nullptr;
   f32x16 total[2][width];
   for (int c = 0; c < width; c++)
     for (int half = 0; half < 2; half++) total[half][c] = is_first ? zero_f32() : load(y + c * kBand + half * kGroup);
   for (int i = 0; i < blocks; i++) {
-LL_UNROLL(2)
+    LL_UNROLL(1)
     for (int s = 0; s < L::kSubs; s++) {
+      const uint8_t(*w)[2][64] = panel.bytes[i] + s * kVectors;
+      const int8_t* a = coarse + s * kVectors * width * 4;
       i32x16 acc[2][width];
-      if (__builtin_expect(is_fine[i], 0)) {
-        for (int c = 0; c < width; c++) acc[0][c] = acc[1][c] = zero_i32();
-        tile_dots<L, width>(panel.bytes[i], s * kVectors, kVectors, coarse, acc);
+      LL_UNROLL(16)
+      for (int c = 0; c < width; c++)
+        acc[0][c] = acc[1][c] = has_zero && !is_fine[i] ? set1_i32(zero[s * width + c]) : zero_i32();
+      tile_dots<L, width>(w, kVectors, a, acc);
+      if (is_fine[i]) {
+        LL_UNROLL(16)
         for (int c = 0; c < width; c++) {
           i32x16 z = has_zero ? set1_i32(zero[s * width + c]) : zero_i32();
           acc[0][c] = add(shl<8>(acc[0][c]), z);
           acc[1][c] = add(shl<8>(acc[1][c]), z);
         }
-        tile_dots<L, width>(panel.bytes[i], s * kVectors, kVectors, fine, acc);
-      } else {
-        for (int c = 0; c < width; c++) acc[0][c] = acc[1][c] = has_zero ? set1_i32(zero[s * width + c]) : zero_i32();
-        tile_dots<L, width>(panel.bytes[i], s * kVectors, kVectors, coarse, acc);
+        tile_dots<L, width>(w, kVectors, a + (fine - coarse), acc);
       }
       f32x16 d0 = load(panel.scale[i][s][0]), d1 = load(panel.scale[i][s][1]);
-LL_UNROLL(16)
+      LL_UNROLL(16)
       for (int c = 0; c < width; c++) {
         f32x16 d = set1(x_scale[c]);
         total[0][c] = fma(mul(to_f32(acc[0][c]), d0), d, total[0][c]);
@@ -174,9 +171,9 @@ LL_UNROLL(16)
       }
       if constexpr (L::kMin) {
         f32x16 m0 = load(panel.minimum[i][s][0]), m1 = load(panel.minimum[i][s][1]);
-LL_UNROLL(16)
+        LL_UNROLL(16)
         for (int c = 0; c < width; c++) {
-          f32x16 d = set1(L::kSubs == 1 ? x_sum[c] + x_sum[width + c] : x_sum[s * width + c]);
+          f32x16 d = set1(x_sum[s * width + c]);
           total[0][c] = fma(m0, d, total[0][c]);
           total[1][c] = fma(m1, d, total[1][c]);
         }
@@ -185,7 +182,7 @@ LL_UNROLL(16)
     coarse += kBlock * width;
     fine += kBlock * width;
     x_scale += width;
-    x_sum += 2 * width;
+    x_sum += L::kSubs * width;
     if (has_zero) zero += L::kSubs * width;
   }
   for (int c = 0; c < width; c++)

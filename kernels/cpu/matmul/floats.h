@@ -36,13 +36,13 @@ template <class W, int T> static void stream_floats(const Matrix& m, const Input
   const uint8_t* p = m.group(group);
   const float* x = in.floats;
   for (int64_t k = 0; k < m.padded_columns; k += 2 * kChains) {
-LL_UNROLL(4)
+    LL_UNROLL(4)
     for (int c = 0; c < kChains; c++) {
       f32x16 even, odd;
       prefetch(p + 4096);
       if (W::kPair > 64) prefetch(p + 4096 + 64);
       W::read(p, even, odd);
-LL_UNROLL(8)
+      LL_UNROLL(8)
       for (int t = 0; t < T; t++) {
         y[c][0][t] = fma(even, set1(x[t]), y[c][0][t]);
         y[c][1][t] = fma(odd, set1(x[T + t]), y[c][1][t]);
@@ -67,7 +67,7 @@ static void tile_floats(const float* panel, const float* x, int columns, bool is
     for (int half = 0; half < 2; half++) total[half][c] = is_first ? zero_f32() : load(y + c * kBand + half * kGroup);
   for (int k = 0; k < columns; k++, panel += kBand, x += width) {
     f32x16 w0 = load(panel), w1 = load(panel + kGroup);
-LL_UNROLL(16)
+    LL_UNROLL(16)
     for (int c = 0; c < width; c++) {
       f32x16 b = set1(x[c]);
       total[0][c] = fma(w0, b, total[0][c]);

@@ -4,7 +4,7 @@
 // 1/256 of it. bytes and fine bytes together are x within 2^-16 of the block's maximum.
 #pragma once
 
-#include "../simd/simd.h"
+#include "../simd/reduce.h"
 #include "table.h"
 
 namespace layerlift::LL_ISA {
@@ -41,43 +41,74 @@ static inline const float* input_row(const PrepareArgs& args, int64_t padded, in
   return row;
 }
 
+constexpr int kBatch = 8;  // blocks rounded together: their 16 halves' maxima and sums are taken at once
+
+// Up to 8 blocks of a row as 16 vectors, the rest zeros.
+static inline void load_batch(const float* x, int count, f32x16* v) {
+  for (int i = 0; i < 2 * kBatch; i++) v[i] = i < 2 * count ? load(x + 16 * i) : zero_f32();
+}
+
+// max|x| of each block of a row.
+static inline void highest_of_blocks(const float* x, int64_t blocks, float* highest) {
+  for (int64_t b = 0; b < blocks; b += kBatch) {
+    int count = blocks - b < kBatch ? int(blocks - b) : kBatch;
+    f32x16 v[2 * kBatch];
+    load_batch(x + b * kBlock, count, v);
+    for (int i = 0; i < 2 * kBatch; i++) v[i] = abs(v[i]);
+    float halves[2 * kBatch];
+    store(halves, reduce16<Max>(v));
+    for (int i = 0; i < count; i++) highest[b + i] = halves[2 * i] > halves[2 * i + 1] ? halves[2 * i] : halves[2 * i + 1];
+  }
+}
+
+// Bytes of blocks `first`.. of one token into its place in the tile.
+static inline void place_bytes(const int8_t* bytes, int count, int width, int8_t* to) {
+  for (int g = 0; g < count * 8; g++) __builtin_memcpy(to + int64_t(g) * width * 4, bytes + 4 * g, 4);
+}
+
 // -128 is left out: its negative is no signed byte, and signed products of AVX2 need that.
 static inline i32x16 fine_bytes(f32x16 rest) {
   return round_i32(max(min(mul(rest, set1(256.0f)), set1(127.0f)), set1(-127.0f)));
 }
 
-static inline void prepare_block(const float* x, const Input& in, int64_t block, int64_t tile, int j, bool fine) {
+// Rounds `count` blocks of one token, the tile's place `j`.
+static inline void prepare_batch(const float* x, const float* highest, const Input& in, int64_t at, int count, int j) {
   int width = in.width;
-  int64_t at = tile * (in.padded_columns / kBlock) + block;
-  f32x16 u = load(x), v = load(x + 16);
-  float highest = hmax(max(abs(u), abs(v)));
-  float inverse = highest > 1e-30f ? 127.0f / highest : 0.0f;
-  f32x16 su = mul(u, set1(inverse)), sv = mul(v, set1(inverse));
-  i32x16 qu = round_i32(su), qv = round_i32(sv);
-  alignas(16) int8_t coarse[kBlock], rest[kBlock];
-  store_i8(coarse, qu);
-  store_i8(coarse + 16, qv);
-  int32_t total_u = hsum(qu), total_v = hsum(qv);
-  int8_t* to = in.bytes + at * kBlock * width + j * 4;
-  for (int g = 0; g < 8; g++) __builtin_memcpy(to + g * width * 4, coarse + 4 * g, 4);
-  if (fine) {
-    i32x16 ru = fine_bytes(sub(su, to_f32(qu))), rv = fine_bytes(sub(sv, to_f32(qv)));
-    store_i8(rest, ru);
-    store_i8(rest + 16, rv);
-    total_u = 256 * total_u + hsum(ru);
-    total_v = 256 * total_v + hsum(rv);
-    to = in.fine + at * kBlock * width + j * 4;
-    for (int g = 0; g < 8; g++) __builtin_memcpy(to + g * width * 4, rest + 4 * g, 4);
+  f32x16 v[2 * kBatch], sums[2 * kBatch];
+  alignas(64) int8_t coarse[kBatch * kBlock], rest[kBatch * kBlock];
+  load_batch(x, count, v);
+  f32x16 bad = zero_f32();  // an infinity or NaN in x must come out as NaN: times 0 it is one
+  bool any_fine = false;
+  for (int i = 0; i < count; i++) any_fine |= in.is_fine[at + i] != 0;
+  for (int i = 0; i < 2 * kBatch; i++) {
+    float most = i < 2 * count ? highest[i / 2] : 0.0f;
+    f32x16 scaled = mul(v[i], set1(most > 1e-30f ? 127.0f / most : 0.0f));
+    i32x16 q = round_i32(scaled);
+    store_i8(coarse + 16 * i, q);
+    sums[i] = to_f32(q);
+    bad = fma(v[i], zero_f32(), bad);
+    if (any_fine && i < 2 * count && in.is_fine[at + i / 2]) {
+      i32x16 r = fine_bytes(sub(scaled, sums[i]));
+      store_i8(rest + 16 * i, r);
+      sums[i] = fma(sums[i], set1(256.0f), to_f32(r));
+    }
   }
-  // An infinity or NaN in x must come out as NaN, and only the sum is sure to carry it.
-  float scale = highest / (fine ? 127.0f * 256.0f : 127.0f) + 0.0f * hsum(add(u, v));
-  in.scale[at * width + j] = scale;
-  // Of the rounded values, not of x: a weight is then multiplied with one and the same input in both its terms, and
-  // what rounding did to a sum of quants, all positive, is taken back by the minimum.
-  in.sum[at * 2 * width + j] = scale * float(total_u);
-  in.sum[(at * 2 + 1) * width + j] = scale * float(total_v);
-  in.sum_bytes[at * 2 * width + j] = total_u;
-  in.sum_bytes[(at * 2 + 1) * width + j] = total_v;
+  float totals[2 * kBatch], nothing = hsum(bad);
+  store(totals, reduce16<Sum>(sums));
+  place_bytes(coarse, count, width, in.bytes + at * kBlock * width + j * 4);
+  if (any_fine) place_bytes(rest, count, width, in.fine + at * kBlock * width + j * 4);
+  for (int i = 0; i < count; i++) {
+    int64_t block = at + i;
+    float scale = highest[i] * (in.is_fine[block] ? 1.0f / (127.0f * 256.0f) : 1.0f / 127.0f) + nothing;
+    in.scale[block * width + j] = scale;
+    // Sums of the rounded values, not of x: a weight is then multiplied with one and the same input in both its terms,
+    // and what rounding did to a sum of quants, all positive, is taken back by the minimum.
+    in.sum[2 * block * width + j] = scale * totals[2 * i];
+    in.sum[(2 * block + 1) * width + j] = scale * totals[2 * i + 1];
+    in.block_sum[block * width + j] = scale * (totals[2 * i] + totals[2 * i + 1]);
+    in.sum_bytes[2 * block * width + j] = int32_t(totals[2 * i]);
+    in.sum_bytes[(2 * block + 1) * width + j] = int32_t(totals[2 * i + 1]);
+  }
 }
 
 // Chooses a tile's fine blocks: `noise` [blocks] is what rounding each to 8 bits would add to the mean square error of
@@ -98,34 +129,40 @@ static void choose_fine(const float* noise, int64_t blocks, float budget, uint8_
   for (int64_t b = 0; b < blocks; b++) is_fine[b] = noise[b] > cut;
 }
 
+// What rounding a token's blocks to bytes would add to the relative mean square error, added to noise [blocks].
+static inline void add_noise(const float* x, const float* highest, int64_t blocks, float share, float* noise) {
+  f32x16 squares = zero_f32(), more = zero_f32();
+  for (int64_t b = 0; b < blocks; b++) {
+    f32x16 u = load(x + b * kBlock), v = load(x + b * kBlock + 16);
+    squares = fma(u, u, squares);
+    more = fma(v, v, more);
+  }
+  // A rounding error is uniform in a step of highest / 127: its variance is the step's square / 12.
+  float factor = share * float(kBlock) / (12.0f * 127.0f * 127.0f) / (hsum(add(squares, more)) + 1e-30f);
+  for (int64_t b = 0; b < blocks; b++) noise[b] += factor * highest[b] * highest[b];
+}
+
 static void prepare_bytes(const PrepareArgs& args, const Input& in, int tile) {
-  int64_t blocks = in.padded_columns / kBlock;
-  uint8_t* is_fine = in.is_fine + tile * blocks;
-  float* noise = args.noise;
+  int64_t blocks = in.padded_columns / kBlock, at = tile * blocks;
+  uint8_t* is_fine = in.is_fine + at;
   const float* rows[16];
-  for (int64_t b = 0; b < blocks; b++) noise[b] = 0.0f;
+  for (int64_t b = 0; b < blocks; b++) args.noise[b] = 0.0f;
   for (int j = 0; j < in.width; j++) {
     int64_t token = int64_t(tile) * in.width + j;
     rows[j] = token < in.tokens ? input_row(args, in.padded_columns, token, j) : args.zeros;
-    if (args.fine || token >= in.tokens) continue;
-    f32x16 squares = zero_f32();
-    float* scale = in.scale + tile * blocks * in.width + j;  // as scratch: the square of each block's highest
-    for (int64_t b = 0; b < blocks; b++) {
-      f32x16 u = load(rows[j] + b * kBlock), v = load(rows[j] + b * kBlock + 16);
-      squares = fma(u, u, fma(v, v, squares));
-      float highest = hmax(max(abs(u), abs(v)));
-      scale[b * in.width] = highest * highest;
-    }
-    // A rounding error is uniform in a step of highest / 127: its variance is the step's square / 12.
-    float factor = float(kBlock) / (12.0f * 127.0f * 127.0f) / (hsum(squares) + 1e-30f) / float(in.width);
-    for (int64_t b = 0; b < blocks; b++) noise[b] += factor * scale[b * in.width];
+    float* highest = args.highest + j * blocks;
+    highest_of_blocks(rows[j], blocks, highest);
+    if (!args.fine && token < in.tokens) add_noise(rows[j], highest, blocks, 1.0f / float(in.width), args.noise);
   }
   if (args.fine)
     for (int64_t b = 0; b < blocks; b++) is_fine[b] = 1;
   else
-    choose_fine(noise, blocks, args.budget, is_fine);
+    choose_fine(args.noise, blocks, args.budget, is_fine);
   for (int j = 0; j < in.width; j++)
-    for (int64_t b = 0; b < blocks; b++) prepare_block(rows[j] + b * kBlock, in, b, tile, j, is_fine[b]);
+    for (int64_t b = 0; b < blocks; b += kBatch) {
+      int count = blocks - b < kBatch ? int(blocks - b) : kBatch;
+      prepare_batch(rows[j] + b * kBlock, args.highest + j * blocks + b, in, at + b, count, j);
+    }
 }
 
 static void prepare_floats(const PrepareArgs& args, const Input& in, int tile) {

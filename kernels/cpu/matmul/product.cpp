@@ -10,6 +10,7 @@ namespace {
 // What rounding inputs to bytes may add to the relative mean square error of a product. Gaussian inputs stand at 2.8e-5
 // without fine blocks. Measured on SmolLM2-135M Q4_1: a Kullback-Leibler divergence of 4.5e-4 from exact inputs' tokens.
 constexpr float kNoiseBudget = 2.5e-5f;
+constexpr int64_t kFineTokens = 4;      // so few leave time for 16 bits while weights come from memory
 constexpr int64_t kTokensAtOnce = 512;  // bounds scratch memory
 constexpr int64_t kStreamBytes = 48 << 10;  // of weights in one chunk: a few microseconds' work
 
@@ -81,7 +82,9 @@ class Call {
 
   void cut(Cutter& cutter, bool bytes, bool floats) {
     int64_t columns = padded(product_.input.columns), blocks = columns / kBlock;
-    scratch_floats_ = columns * (std::max(table_.width_bytes, kStreamTokens) + 2);
+    // For each thread: rows and their blocks' maxima, noise, zeros.
+    int64_t width = std::max(table_.width_bytes, kStreamTokens);
+    scratch_floats_ = (width + 1) * (columns + blocks) + 16;
     scratch_ = cutter.take<float>(scratch_floats_ * context_.pool.threads());
     if (bytes) {
       Input& in = in_.bytes;
@@ -90,6 +93,7 @@ class Call {
       in.fine = cutter.take<int8_t>(tokens * columns);
       in.is_fine = cutter.take<uint8_t>(in.tiles * blocks);
       in.scale = cutter.take<float>(tokens * blocks);
+      in.block_sum = cutter.take<float>(tokens * blocks);
       in.sum = cutter.take<float>(tokens * blocks * 2);
       in.sum_bytes = cutter.take<int32_t>(tokens * blocks * 2);
       in_.zeros_count = 0;
@@ -106,16 +110,19 @@ class Call {
   void prepare() {
     PrepareArgs args = product_.input;
     args.x += first_ * args.stride;
-    args.fine = streaming_ || product_.exact;
+    args.fine = tokens_ <= kFineTokens || product_.exact;
     args.budget = kNoiseBudget;
     int byte_tiles = in_.bytes.tiles, tiles = byte_tiles + in_.floats.tiles;
-    int64_t columns = padded(args.columns);
+    int64_t columns = padded(args.columns), blocks = columns / kBlock;
+    int64_t width = std::max(table_.width_bytes, kStreamTokens);
     context_.pool.run(tiles, [&](int tile, int worker) {
       PrepareArgs mine = args;
       mine.row = scratch_ + worker * scratch_floats_;
-      mine.noise = mine.row + scratch_floats_ - 2 * columns;
-      mine.zeros = mine.noise + columns;
-      std::fill(mine.noise + columns, mine.noise + 2 * columns, 0.0f);
+      float* zeros = mine.row + width * columns;
+      mine.zeros = zeros;
+      mine.highest = zeros + columns;
+      mine.noise = mine.highest + width * blocks;
+      std::fill(zeros, zeros + columns, 0.0f);
       if (tile >= byte_tiles) return table_.prepare_floats(mine, in_.floats, tile - byte_tiles);
       table_.prepare_bytes(mine, in_.bytes, tile);
       for (int i = 0; i < in_.zeros_count; i++) fill_zeros(in_.zeros[i], tile);

@@ -10,7 +10,7 @@ enum class Kind { kBytes, kFloats };
 
 // The input of a product, made by `prepare`. Arrays go tile by tile; within a tile:
 //   bytes   [padded_columns / 4][width][4] int8, `fine` the same
-//   scale   [blocks][width], sum and sum_bytes [blocks * 2][width] (of 16 columns each)
+//   scale and block_sum [blocks][width], sum and sum_bytes [blocks * 2][width] (of 16 columns each)
 //   floats  [padded_columns][width]
 struct Input {
   int64_t tokens, padded_columns;
@@ -19,7 +19,7 @@ struct Input {
   int8_t* fine;       // what that leaves, in 1/256 of the scale
   uint8_t* is_fine;   // [tiles][blocks]: the block's fine bytes count; its scale is 1/256 of the coarse one
   float* scale;
-  float* sum;
+  float *sum, *block_sum;
   int32_t* sum_bytes;  // [blocks * 2][width]: of the bytes, 256 * coarse + fine where fine
   float* floats;
 };
@@ -32,8 +32,9 @@ struct PrepareArgs {
   int64_t columns;
   bool fine;               // fine bytes for every block
   float budget;            // else: rounding may add so much to the relative mean square error of a product
-  // Scratch of the calling thread: row [tile width][padded_columns], noise [blocks], and zeros [padded_columns].
-  float *row, *noise;
+  // Scratch of the calling thread: row [width][padded_columns], highest [width][blocks], noise [blocks]; and zeros
+  // [padded_columns].
+  float *row, *highest, *noise;
   const float* zeros;
 };
 

@@ -72,23 +72,23 @@ template <class L> static inline void unpack(const uint8_t* p, u8x64* w) {
     unpack_nibbles(p, w);
     for (int j = 0; j < 2; j++) {
       u8x64 v = load_u8(p + 256 + 64 * j);
-LL_UNROLL(4)
+      LL_UNROLL(4)
       for (int i = 0; i < 4; i++) w[2 * i + j] = and_or(pair_of_bits<4>(v, i), set1_u8(0x30), w[2 * i + j]);
     }
   } else if constexpr (L::kBits == 5) {
     unpack_nibbles(p, w);
     u8x64 v = load_u8(p + 256);
-LL_UNROLL(8)
+    LL_UNROLL(8)
     for (int g = 0; g < 8; g++) w[g] = and_or(single_bit<4>(v, g), set1_u8(0x10), w[g]);
   } else {  // 2 and 3 bits
     for (int j = 0; j < 2; j++) {
       u8x64 v = load_u8(p + 64 * j);
-LL_UNROLL(4)
+      LL_UNROLL(4)
       for (int i = 0; i < 4; i++) w[2 * i + j] = and_(pair_of_bits<0>(v, i), set1_u8(3));
     }
     if constexpr (L::kBits == 3) {
       u8x64 v = load_u8(p + 128);
-LL_UNROLL(8)
+      LL_UNROLL(8)
       for (int g = 0; g < 8; g++) w[g] = and_or(single_bit<2>(v, g), set1_u8(4), w[g]);
     }
   }

@@ -85,10 +85,13 @@ static inline u8x64 lookup16(const uint8_t* table, u8x64 index) {  // index < 16
   __m512i t = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   return {_mm512_shuffle_epi8(t, index.v)};
 }
+// As assembly: GCC 12 keeps two copies of every sum that goes through the intrinsic, and runs out of registers.
 static inline i32x16 dot4_us(i32x16 acc, u8x64 w, const int8_t* a) {
   int32_t four;
   __builtin_memcpy(&four, a, 4);
-  return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(four))};
+  __m512i x = _mm512_set1_epi32(four);
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(w.v), "v"(x));
+  return acc;
 }
 
 // (a & mask) | b
