@@ -50,3 +50,6 @@ LL_API int ll_top_k(ll_context*, const float* x, int64_t n, int k, int32_t* indi
 // multiplies in registers, floats or (with `bytes`) 8-bit integers, and returns the operations done.
 LL_API int64_t ll_probe_read(ll_context*, const void*, int64_t nbytes);
 LL_API int64_t ll_probe_peak(ll_context*, int bytes, int64_t loops);
+
+// Does nothing, whatever it is called with, and returns 0: what a call costs its caller.
+LL_API int64_t ll_idle(void);
