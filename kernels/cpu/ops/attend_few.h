@@ -95,7 +95,7 @@ static void few_scores(const typename Cells<storage>::type* const* k, int count,
       for (int r = 0; r < R; r++)
         for (int g = 0; g < G; g++) sums[(sub + r) * kFewGroup + g] = acc[r][g];
     }
-    store(scores + first * kFewGroup, sum16(sums));
+    store(scores + first * kFewGroup, reduce16<Sum>(sums));
   }
 }
 
@@ -144,7 +144,7 @@ static void few_weights(float* scores, int count, const FewState* state, float* 
   const f32x16 old = load(before);
   f32x16 highest = old;
   for (int i = 0; i < size; i += 16) highest = max(highest, load(scores + i));
-  highest = max4x4(highest);
+  highest = reduce4x4<Max>(highest);
   f32x16 total = zero_f32();
   for (int i = 0; i < size; i += 16) {
     f32x16 w = exp(sub(load(scores + i), highest));
@@ -153,7 +153,7 @@ static void few_weights(float* scores, int count, const FewState* state, float* 
   }
   float factor[16];
   store(factor, exp(sub(old, highest)));
-  store(totals, add4x4(total));
+  store(totals, reduce4x4<Sum>(total));
   store(highests, highest);
   for (int g = 0; g < G; g++) {
     shrink[g] = factor[g];

@@ -8,10 +8,16 @@ namespace layerlift::LL_ISA {
 struct Sum {
   static inline f32x16 of(f32x16 a, f32x16 b) { return add(a, b); }
   static inline float of(f32x16 a) { return hsum(a); }
+#if defined(__AVX2__)
+  static inline __m256 of(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
+#endif
 };
 struct Max {
   static inline f32x16 of(f32x16 a, f32x16 b) { return max(a, b); }
   static inline float of(f32x16 a) { return hmax(a); }
+#if defined(__AVX2__)
+  static inline __m256 of(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
+#endif
 };
 
 #if defined(__AVX512F__)
@@ -34,6 +40,23 @@ template <class Op> static inline f32x16 reduce16(const f32x16* x) {
   }
   return Op::of({_mm512_shuffle_ps(pair[0], pair[1], 0x88)}, {_mm512_shuffle_ps(pair[0], pair[1], 0xdd)});
 }
+
+#elif defined(__AVX2__)
+
+template <class Op> static inline __m256 reduce8(const f32x16* x) {
+  __m256 quad[2];
+  for (int i = 0; i < 2; i++) {
+    __m256 pair[2];
+    for (int j = 0; j < 2; j++) {
+      const f32x16 *a = x + 4 * i + 2 * j, *b = a + 1;
+      __m256 y = Op::of(a->lo, a->hi), z = Op::of(b->lo, b->hi);
+      pair[j] = Op::of(_mm256_shuffle_ps(y, z, 0x44), _mm256_shuffle_ps(y, z, 0xee));
+    }
+    quad[i] = Op::of(_mm256_shuffle_ps(pair[0], pair[1], 0x88), _mm256_shuffle_ps(pair[0], pair[1], 0xdd));
+  }
+  return Op::of(_mm256_permute2f128_ps(quad[0], quad[1], 0x20), _mm256_permute2f128_ps(quad[0], quad[1], 0x31));
+}
+template <class Op> static inline f32x16 reduce16(const f32x16* x) { return {reduce8<Op>(x), reduce8<Op>(x + 8)}; }
 
 #else
 
