@@ -41,10 +41,10 @@ def run(command: list[str]) -> str:
 
 
 class Driver:
-    """The process; `call` has the protocol of native/driver.cpp. Leaving the context ends it, and fails if it complained."""
+    """The process; `call` has the protocol of native/driver.cpp. Leaving it ends it, and fails if it complained."""
 
     def __init__(self, command: list[str], threads: int, isa: str, env: dict[str, str] | None = None):
-        self.said = tempfile.TemporaryFile()
+        self.said = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
         self.process = subprocess.Popen(
             [*command, str(threads), isa],
             stdin=subprocess.PIPE,
@@ -62,7 +62,7 @@ class Driver:
             if kind is None:
                 self.process.stdin.close()
                 code, said = self.process.wait(60), self._said()
-                assert code == 0 and not said, f"driver ended with {code}\n{said}"
+                assert (code, said) == (0, ""), f"driver ended with {code}\n{said}"
         finally:
             self.process.kill()
             self.process.wait()
