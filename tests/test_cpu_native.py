@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 
-import layerlift.backends.cpu_threads as cpu_threads
 import numpy as np
 import pytest
 from layerlift.backends.base import BackendUnavailable
@@ -113,30 +112,6 @@ probe = CpuBackend.probe()
 assert not probe.devices and "nothing.so was not built" in probe.reason, probe
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
-
-def test_default_threads_follow_the_cgroup_quota(tmp_path, monkeypatch):
-    monkeypatch.setattr(cpu_threads, "CGROUP", tmp_path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
-    monkeypatch.setattr(cpu_threads, "TOPOLOGY", tmp_path)  # no topology: each CPU is a core
-    assert cpu_threads.default_threads() == 16
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert cpu_threads.default_threads() == 16
-    (tmp_path / "cpu.max").write_text("350000 100000\n")
-    assert cpu_threads.default_threads() == 3
-    (tmp_path / "cpu.max").write_text("20000 100000\n")
-    assert cpu_threads.default_threads() == 1
-
-
-def test_default_threads_count_cores_and_not_hyperthreads(tmp_path, monkeypatch):
-    monkeypatch.setattr(cpu_threads, "CGROUP", tmp_path)
-    monkeypatch.setattr(cpu_threads, "TOPOLOGY", tmp_path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    for cpu, siblings in enumerate(("0-1", "0-1", "2-3", "2-3")):
-        folder = tmp_path / f"cpu{cpu}" / "topology"
-        folder.mkdir(parents=True)
-        (folder / "thread_siblings_list").write_text(siblings)
-    assert cpu_threads.default_threads() == 2
 
 
 def test_giving_pages_back_leaves_the_bytes_of_file_and_array(tmp_path):
