@@ -16,6 +16,7 @@ constexpr int kTileBytes = 2, kTileFloats = 3;
 }  // namespace layerlift::LL_ISA
 
 #include "bytes.h"
+#include "finish.h"
 #include "floats.h"
 #include "prepare.h"
 
@@ -28,6 +29,7 @@ static const MatmulTable matmul_table = {
      byte_kernels<IQ4_XS>()},
     kTileBytes,
     kTileFloats,
+    finish,
     prepare_bytes,
     prepare_floats,
 };

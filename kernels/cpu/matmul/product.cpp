@@ -222,28 +222,20 @@ class Call {
   // out [tokens begin..end][width] of rows from `row` on, into y.
   void finish(int f, int64_t row, int width, int64_t begin, int64_t end, float* out, float* second) {
     const Factor& factor = product_.factors[f];
-    int64_t rows = factor.matrix->rows;
+    int64_t rows = factor.matrix->rows, tokens = end - begin;
     int n = int(std::min<int64_t>(width, rows - row));
     if (n <= 0) return;
-    for (int64_t t = begin; t < end; t++, out += width) {
-      float* y = factor.y + (first_ + t) * rows + row;
-      add_bias(out, factor.bias, row, n);
-      if (product_.finish == Finish::kGate) {
-        add_bias(second, product_.factors[1].bias, row, n);
-        context_.isa.ops->gate(out, second, n, product_.activation, y);
-        second += width;
-      } else if (product_.finish == Finish::kAdd) {
-        for (int i = 0; i < n; i++) y[i] += out[i];
-      } else {
-        for (int i = 0; i < n; i++) y[i] = out[i];
-      }
-    }
+    float* y = factor.y + (first_ + begin) * rows + row;
+    if (product_.finish != Finish::kGate)
+      return table_.finish(out, width, tokens, {y, rows, n, biased(factor, row), product_.finish == Finish::kAdd});
+    const Factor& up = product_.factors[1];
+    if (factor.bias) table_.finish(out, width, tokens, {out, width, n, biased(factor, row), false});
+    if (up.bias) table_.finish(second, width, tokens, {second, width, n, biased(up, row), false});
+    context_.isa.ops->gate(out, second, tokens * width, product_.activation, out);
+    table_.finish(out, width, tokens, {y, rows, n, nullptr, false});
   }
 
-  static void add_bias(float* out, const float* bias, int64_t row, int n) {
-    if (bias)
-      for (int i = 0; i < n; i++) out[i] += bias[row + i];
-  }
+  static const float* biased(const Factor& factor, int64_t row) { return factor.bias ? factor.bias + row : nullptr; }
 
   ll_context& context_;
   const MatmulTable& table_;

@@ -43,6 +43,15 @@ using Stream = void (*)(const Matrix&, const Input&, const int32_t* zeros, int64
 using Panel = void (*)(const Matrix&, const Input&, const int32_t* zeros, int64_t band, int tile_begin, int tile_end,
                        uint8_t* scratch, float* out);
 
+// Where a block of results goes: y [tokens][stride], `n` rows of it.
+struct Target {
+  float* y;
+  int64_t stride;
+  int n;
+  const float* bias;  // of the first of the rows; nullptr: none
+  bool add;           // to what y holds
+};
+
 constexpr int kStreamTokens = 8;
 constexpr int kPanelScratch = 64 << 10;  // bytes that a Panel needs
 
@@ -57,6 +66,8 @@ struct FormatKernels {
 struct MatmulTable {
   FormatKernels formats[kFormats];
   int width_bytes, width_floats;  // of a tile where there are more than kStreamTokens tokens
+  // out [tokens][width] into y
+  void (*finish)(const float* out, int width, int64_t tokens, const Target&);
   // One tile of the input; row `t` of the call is token `tile * width + j`.
   void (*prepare_bytes)(const PrepareArgs&, const Input&, int tile);
   void (*prepare_floats)(const PrepareArgs&, const Input&, int tile);
