@@ -13,16 +13,14 @@ from collections.abc import Sequence
 from .arguments import Options, parse
 from .errors import LayerliftError
 from .interrupt import INTERRUPTED
-from .terminal import Terminal
+from .terminal import OutputError, Terminal, abandon
 
 DONE, FAILED = 0, 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    _prepare_streams()
     terminal = Terminal()
     try:
         code = _run(parse(sys.argv[1:] if argv is None else argv), terminal)
@@ -35,12 +33,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         terminal.clear_status()
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has enough. What is still buffered would fail once more when Python closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        abandon(sys.stdout)  # the reader has enough
         return DONE
+    except OutputError as error:
+        terminal.error(str(error))
+        return FAILED
     except MemoryError:
         terminal.error("out of memory", hint="a smaller model, or a smaller context with -c")
         return FAILED
+
+
+def _prepare_streams() -> None:
+    """No character fails to be read or written; a stream that was closed by who started us is an empty one."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDONLY if mode == "r" else os.O_WRONLY)
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _run(options: Options, terminal: Terminal) -> int:

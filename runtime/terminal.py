@@ -19,6 +19,15 @@ def wants_color(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+class OutputError(OSError):
+    """Data could not be written, which ends the program whatever it was doing."""
+
+
+def abandon(stream: TextIO) -> None:
+    """Lets go of a stream that fails: what is still buffered would fail once more when Python closes it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 class Terminal:
     """`quiet` leaves out all talk but errors."""
 
@@ -32,12 +41,18 @@ class Terminal:
     # -- data --
 
     def write(self, text: str) -> None:
-        """Data, at once."""
+        """Data, at once. Raises BrokenPipeError when nobody reads it any more, else OutputError."""
         if not text:
             return
         self.clear_status()
-        self.stdout.write(text)
-        self.stdout.flush()
+        try:
+            self.stdout.write(text)
+            self.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            abandon(self.stdout)
+            raise OutputError(f"cannot write to stdout: {error.strerror}") from None
 
     def shown(self, text: str) -> str:
         """A model's text as it may go to stdout: control characters made visible on a terminal."""
@@ -50,15 +65,13 @@ class Terminal:
         if self.quiet:
             return
         self.clear_status()
-        self.stderr.write(self.styled(text, *styles) + "\n")
-        self.stderr.flush()
+        self._talk(self.styled(text, *styles) + "\n")
 
     def error(self, message: str, hint: str = "") -> None:
         """What went wrong on one line, what to do on the next."""
         self.clear_status()
         lines = [self.styled("error: " + message, RED), *([f"hint: {hint}"] if hint else [])]
-        self.stderr.write("\n".join(lines) + "\n")
-        self.stderr.flush()
+        self._talk("\n".join(lines) + "\n")
 
     def failure(self, error: LayerliftError) -> None:
         """An error with its hint."""
@@ -68,8 +81,7 @@ class Terminal:
         """A passing notice on a terminal: the next words take its place."""
         if self.quiet or not self.stderr.isatty() or text == self._status:
             return
-        self.stderr.write("\r" + self.styled(text, FAINT) + ("\033[K" if self.color_talk else "   "))
-        self.stderr.flush()
+        self._talk("\r" + self.styled(text, FAINT) + ("\033[K" if self.color_talk else "   "))
         self._status = text
 
     def step(self, text: str) -> None:
@@ -79,9 +91,15 @@ class Terminal:
     def clear_status(self) -> None:
         if self._status:
             blank = "\033[K" if self.color_talk else " " * (len(self._status) + 3) + "\r"
-            self.stderr.write("\r" + blank)
-            self.stderr.flush()
+            self._talk("\r" + blank)
             self._status = ""
+
+    def _talk(self, text: str) -> None:
+        try:
+            self.stderr.write(text)
+            self.stderr.flush()
+        except OSError:  # talk that nobody can hear is no reason to stop
+            abandon(self.stderr)
 
     def styled(self, text: str, *styles: str) -> str:
         """Text for stderr in a style."""

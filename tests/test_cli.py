@@ -247,3 +247,46 @@ def test_the_version_comes_within_150_ms():
         return time.perf_counter() - begin
 
     assert min(seconds() for _ in range(10)) <= 0.15
+
+
+def shell(line: str, model) -> subprocess.CompletedProcess:
+    """Runs `layerlift` with the flags and redirections of a shell line; "Hello" comes in on stdin."""
+    words = f"exec {sys.executable} -m layerlift.runtime.cli {line.replace('MODEL', f'{model} --gpu disable')}"
+    return subprocess.run(["sh", "-c", words], input="Hello\n", capture_output=True, text=True, timeout=60)
+
+
+needs_full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+
+
+@needs_full_disk
+@pytest.mark.parametrize("flags", ["--cli -m MODEL -n 4", "--help", "-m MODEL -n 4 --ignore-eos --special --nologo"])
+def test_a_full_disk_behind_stdout_is_one_line(tiny, flags):
+    done = shell(f"{flags} >/dev/full", tiny())
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: cannot write to stdout: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
+@needs_full_disk
+def test_talk_that_cannot_be_written_does_not_stop_the_data(tiny):
+    flags = "--cli -m MODEL -n 4 --temp 0 --ignore-eos --special"
+    heard, unheard = shell(flags, tiny()), shell(f"{flags} 2>/dev/full", tiny())
+    assert unheard.returncode == 0
+    assert unheard.stdout == heard.stdout != ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [
+        ("--cli -m MODEL -p Hello -n 2 <&-", 0),
+        ("--cli -m MODEL -n 2 <&-", 0),
+        ("-m MODEL -n 2 <&-", 0),
+        ("--cli -m MODEL -n 2 >&-", 0),
+        ("--cli -m MODEL -n 2 2>&-", 0),
+        ("--cli -m MODEL -n 2 <&- >&- 2>&-", 0),
+        ("--no-such-flag 2>&-", 2),
+    ],
+)
+def test_a_closed_stream_is_an_empty_one(tiny, flags, code):
+    done = shell(flags, tiny())
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False)
