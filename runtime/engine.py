@@ -6,6 +6,8 @@ neither prompts' wording nor devices.
 
 from __future__ import annotations
 
+import atexit
+import os
 import queue
 import threading
 from collections import deque
@@ -42,6 +44,9 @@ class Engine:
     def __init__(
         self, model: Model, *, context: int = 8192, slots: int = 4, batch: int = 512, kv_dtype: KVDtype = "f16"
     ):
+        for name, value, least in (("context", context, 0), ("slots", slots, 1), ("batch", batch, 1)):
+            if value < least:
+                raise UserError(f"{name} is {value}, must be at least {least}")
         trained = model.config.context
         self.model = model
         self.context = min(context, trained) if context > 0 else trained
@@ -51,6 +56,9 @@ class Engine:
         self._waiting: deque[Task] = deque()
         self._running: list[Task] = []
         self._closed = False
+        self._process = os.getpid()
+        # A step must not run on while Python ends and takes the native library away below it.
+        atexit.register(self.close)
         self._thread = threading.Thread(target=self._loop, name="layerlift-engine", daemon=True)
         self._thread.start()
 
@@ -58,8 +66,7 @@ class Engine:
 
     def submit(self, request: Request) -> Stream:
         """Queues a request. Raises UserError for one that can never run; what fails later is raised by the stream."""
-        if self._closed:
-            raise LayerliftError("the engine is closed")
+        self._check_open()
         if not len(request.tokens):
             raise UserError("the prompt is empty", hint="a prompt needs at least one token")
         vocab = self.model.config.vocab_size
@@ -67,6 +74,7 @@ class Engine:
             raise UserError(f"the prompt holds a token id outside 0 … {vocab - 1}")
         if len(request.tokens) > self.context:
             raise ContextFull(0, len(request.tokens), self.context)
+        request.sampling.check_vocabulary(vocab)
         task = Task(request, self.model.tokenizer, lambda: self._inbox.put(lambda: None))
         self._inbox.put(task)
         return task.stream
@@ -81,7 +89,8 @@ class Engine:
 
     def close(self) -> None:
         """Cancels what runs and ends the thread. The model stays open."""
-        if not self._closed:
+        atexit.unregister(self.close)
+        if not self._closed and self._process == os.getpid():
             self._closed = True
             self._inbox.put(None)
             self._thread.join()
@@ -92,10 +101,15 @@ class Engine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _call(self, work: Callable[[KVCache], T]) -> T:
-        """Runs `work` on the engine thread between two steps and waits for it."""
+    def _check_open(self) -> None:
         if self._closed:
             raise LayerliftError("the engine is closed")
+        if self._process != os.getpid():  # a fork has no engine thread, and would wait for ever
+            raise LayerliftError("the engine belongs to another process", hint="open the model after the fork")
+
+    def _call(self, work: Callable[[KVCache], T]) -> T:
+        """Runs `work` on the engine thread between two steps and waits for it."""
+        self._check_open()
         future: Future[T] = Future()
 
         def run() -> None:

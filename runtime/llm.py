@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from os import PathLike
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..backends.base import KVDtype
 from .engine import Engine
-from .errors import UserError
+from .errors import LayerliftError, UserError
 from .model import Model
 from .request import Done, Request, Stream, Token
 from .sampler import Sampling
@@ -49,7 +50,12 @@ class LLM:
         self.model = Model.load(
             resolve(path), ngl=ngl, gpu=gpu, context=context, kv_dtype=kv_dtype, threads=threads, notify=notify
         )
-        self.engine = Engine(self.model, context=context, slots=slots, kv_dtype=kv_dtype)
+        try:
+            self.engine = Engine(self.model, context=context, slots=slots, kv_dtype=kv_dtype)
+        except BaseException:
+            self.model.close()
+            raise
+        self._release = weakref.finalize(self, _close, self.engine, self.model)  # also when nobody refers to it
 
     @overload
     def generate(
@@ -108,24 +114,35 @@ class LLM:
 
         Arguments and errors as for `generate`, and TemplateError.
         """
+        self._check_open()
+        if not messages:
+            raise UserError("there are no messages", hint='[{"role": "user", "content": "Hello"}]')
         # The tokenizer adds a start token only where the template did not write one.
         tokens = self.tokenize(self.model.template.render(messages, add_generation_prompt=True))
         return self._answer(tokens, max_tokens, stop, stream, sampling)
 
     def embed(self, texts: Sequence[str], *, pooling: Literal["mean", "last"] = "mean") -> NDArray[np.float32]:
-        """One vector of length 1 per text, [len(texts), d_model] float32: the last layer's normed states, pooled."""
+        """One vector of length 1 per text, [len(texts), d_model] float32: the last layer's normed states, pooled.
+
+        A single str counts as one text.
+        """
+        texts = [texts] if isinstance(texts, str) else texts
         streams = [self.engine.submit(Request(self.tokenize(text), pooling=pooling)) for text in texts]
         vectors = [stream.result().embedding for stream in streams]
         return np.array(vectors, np.float32).reshape(len(texts), self.model.config.d_model)
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of a text; with `special`, the model's start token in front and control tokens recognised."""
+        self._check_open()
         return self.model.tokenizer.encode(text, add_special=special, parse_special=special)
 
     def close(self) -> None:
         """Gives back threads, devices and the file."""
-        self.engine.close()
-        self.model.close()
+        self._release()
+
+    def _check_open(self) -> None:
+        if not self._release.alive:
+            raise LayerliftError("the model is closed")
 
     def __enter__(self) -> LLM:
         return self
@@ -139,16 +156,21 @@ class LLM:
         unknown = sorted(set(sampling) - SAMPLING)
         if unknown:
             raise UserError(f"unknown setting {unknown[0]!r}", hint=f"known: {', '.join(sorted(SAMPLING))}")
-        request = Request(tokens, Sampling(**sampling), max_tokens, (stop,) if isinstance(stop, str) else tuple(stop))
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        request = Request(tokens, Sampling(**sampling), max_tokens, stops)
         events = self.engine.submit(request)
-        return _pieces(events) if stream else events.result().text
+        return self._pieces(events) if stream else events.result().text
+
+    def _pieces(self, events: Stream) -> Iterator[str]:
+        """The text of a stream; leaving the loop early cancels the request."""
+        try:
+            for event in events:
+                if isinstance(event, (Token, Done)) and event.text:
+                    yield event.text
+        finally:
+            events.cancel()
 
 
-def _pieces(events: Stream) -> Iterator[str]:
-    """The text of a stream; leaving the loop early cancels the request."""
-    try:
-        for event in events:
-            if isinstance(event, (Token, Done)) and event.text:
-                yield event.text
-    finally:
-        events.cancel()
+def _close(engine: Engine, model: Model) -> None:
+    engine.close()
+    model.close()

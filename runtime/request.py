@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numbers
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from .errors import UserError
 from .sampler import Sampling
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ Reason = Literal["eos", "stop", "length", "context", "cancelled"]
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to be continued.
+    """A prompt to be continued. A setting that makes no sense raises UserError.
 
     `max_tokens` -1 runs until the model ends its answer, -2 until the context is full. `keep` tokens stay in front when
     `context_shift` drops the older half of a full context. With `session`, the session's sequence goes on from the
@@ -36,6 +38,14 @@ class Request:
     prompt_logprobs: bool = False
     special: bool = False  # show control tokens in the text
     pooling: Literal["none", "mean", "last"] = "none"  # other than "none": an embedding instead of text
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_tokens, numbers.Integral) or self.max_tokens < -2:
+            raise UserError(f"max_tokens is {self.max_tokens!r}, must be an integer of at least -2")
+        if not all(isinstance(text, str) for text in self.stop):
+            raise UserError(f"stop is {self.stop!r}, must be texts")
+        if self.pooling not in ("none", "mean", "last"):
+            raise UserError(f"pooling is {self.pooling!r}, must be mean or last")
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,17 @@ class Sampling:
                     raise UserError(f"{name} must be {noun}, not {value!r}")
                 if not math.isfinite(value) or not low <= value <= high:
                     raise UserError(f"{name} is {value}, must be {_interval(low, high)}")
+        if self.grammar is not None and not hasattr(self.grammar, "matcher"):
+            hint = "compile_gbnf and compile_json_schema in layerlift.runtime.grammar make one"
+            raise UserError(f"grammar is {self.grammar!r:.60}, must be a compiled Grammar", hint=hint)
         object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
         object.__setattr__(self, "samplers", parse_samplers(self.samplers))
+
+    def check_vocabulary(self, size: int) -> None:
+        """Raises UserError if a setting names a token that a vocabulary of `size` does not have."""
+        for token, _ in self.logit_bias:
+            if token >= size:
+                raise UserError(f"logit_bias: token {token} is outside the vocabulary of {size}")
 
     @property
     def penalizes(self) -> bool:
@@ -181,9 +190,8 @@ class Sampler:
         if not self.sampling.logit_bias:
             return logits
         out = logits.copy()
+        self.sampling.check_vocabulary(out.size)
         for token, bias in self.sampling.logit_bias:
-            if token >= out.size:
-                raise UserError(f"logit_bias: token {token} is outside the vocabulary of {out.size}")
             out[token] += bias
         return out
 
