@@ -26,8 +26,16 @@ FOREIGN = {
 }
 
 
+# Commands with words of their own, and those for which what follows `--` is somebody else's command line.
+TAKE_WORDS = ("pull", "pack", "unpack", "verify", "repack")
+PASS_ON = ("pack", "repack")
+
+
 class Options(SimpleNamespace):
-    """The parsed command line: an attribute for each dest, `mode`, `words`, and `given` (dests as typed)."""
+    """The parsed command line: an attribute for each dest, `mode`, `words`, and `given` (dests as typed).
+
+    `rest` is what followed `--`.
+    """
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -42,7 +50,7 @@ def parse(argv: Sequence[str]) -> Options:
 
 def _read(mode: str, argv: Sequence[str]) -> Options:
     known = _names(mode)
-    options = Options(mode=mode, words=[], given=[])
+    options = Options(mode=mode, words=[], rest=[], given=[])
     for flag in flags_of(mode):
         if flag.dest != "mode" and not (flag.kind is None and flag.default is None):
             setattr(options, flag.dest, flag.default_for(mode))
@@ -50,7 +58,8 @@ def _read(mode: str, argv: Sequence[str]) -> Options:
     while rest:
         word = rest.pop(0)
         if word == "--":
-            options.words += rest
+            options.rest = rest
+            options.words += rest if mode not in PASS_ON else []
             break
         if not word.startswith("-") or word == "-":
             options.words.append(word)
@@ -106,11 +115,11 @@ def _help_hint(mode: str) -> str:
 
 def _check(options: Options) -> Options:
     """What one flag alone cannot say: stray words, and flags that contradict each other."""
-    if options.words and options.mode != "pull" and not getattr(options, "help", False):
+    if options.words and options.mode not in TAKE_WORDS and not getattr(options, "help", False):
         word = options.words[0]
         close = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.6)
         hint = f"did you mean 'layerlift {close[0]}'?" if close else _help_hint(options.mode)
-        if word.endswith((".gguf", ".llamafile", ".zip")):
+        if word.endswith((".gguf", ".llamafile", ".llm", ".zip")):
             hint = f"layerlift -m {word}"
         raise UserError(f"unexpected argument {word!r}", hint=hint)
     key, value = getattr(options, "kv_dtype_k", None), getattr(options, "kv_dtype_v", None)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 from .startup import open_engine, read_text
-from .terminal import Terminal
+from .terminal import Terminal, share
 
 if TYPE_CHECKING:
     from .arguments import Options
@@ -24,6 +28,10 @@ def run(options: Options, terminal: Terminal) -> int:
         "devices": devices,
         "pull": pull,
         "list": list_models,
+        "pack": pack,
+        "unpack": unpack,
+        "verify": verify,
+        "repack": repack,
     }[options.mode](options, terminal)
 
 
@@ -189,3 +197,90 @@ def list_models(options: Options, terminal: Terminal) -> int:
         facts = m.problem or f"{m.architecture:<10} {m.format:<8} {m.nbytes / 1e9:7.2f} GB"
         terminal.write(f"{m.name:<{width}}  {facts}\n")
     return 0
+
+
+def pack(options: Options, terminal: Terminal) -> int:
+    """One executable file of a model."""
+    from . import pack as packing
+    from .sources import resolve
+
+    model = _one_word(options, "MODEL.gguf")
+    target = Path(options.target or Path(model).name.removesuffix(".gguf") + ".llm")
+    if not options.target and target.exists():
+        raise UserError(f"{str(target)!r} exists already", hint="name the file with -o")
+    args = _packed_args(options) or ""
+    packing.check_args(args)
+    source = resolve(model)
+    with _wheels(options, terminal) as wheels:
+        manifest = packing.pack(
+            source, target, args=args, wheels=wheels or None, progress=_progress("packing", terminal)
+        )
+    terminal.say(f"{target}: {sum(w.nbytes for w in manifest.weights) / 1e6:.1f} MB of weights, ready to run")
+    return 0
+
+
+def repack(options: Options, terminal: Terminal) -> int:
+    """The same weights with another engine, other flags or other wheels."""
+    from . import pack as packing
+
+    path = _one_word(options, "FILE")
+    args = _packed_args(options)
+    with _wheels(options, terminal) as wheels:
+        kept = True if options.bundle == "keep" else wheels or False
+        target = Path(options.target) if options.target else None
+        packing.repack(path, target, args=args, wheels=kept, progress=_progress("repacking", terminal))
+    terminal.say(f"{options.target or path}: repacked")
+    return 0
+
+
+def unpack(options: Options, terminal: Terminal) -> int:
+    """The GGUF in a packed file or an archive; prints its path."""
+    from . import pack as packing
+
+    path, target = _one_word(options, "FILE"), Path(options.target) if options.target else None
+    for file in packing.unpack(path, target, progress=_progress("unpacking", terminal)):
+        terminal.write(f"{file}\n")
+    return 0
+
+
+def verify(options: Options, terminal: Terminal) -> int:
+    """What a file holds, read to the last bit; damage is an error."""
+    from . import pack_verify
+
+    report = pack_verify.verify(_one_word(options, "FILE"), progress=_progress("reading", terminal))
+    terminal.write(json.dumps(report.facts(), indent=2) + "\n" if options.json else report.text())
+    return 0
+
+
+def _one_word(options: Options, what: str) -> str:
+    if len(options.words) != 1:
+        stray = f"unexpected argument {options.words[1]!r}" if options.words else f"{options.mode} needs {what}"
+        raise UserError(stray, hint=f"layerlift {options.mode} --help")
+    return options.words[0]
+
+
+def _packed_args(options: Options) -> str | None:
+    """The text for `.args`, None if there was nothing said about it."""
+    from .pack_args import quote
+
+    if options.rest and options.args_file:
+        raise UserError("--args and flags behind -- cannot both be packed")
+    if options.args_file:
+        return read_text(options.args_file) + "\n"
+    return quote(options.rest) if options.rest else None
+
+
+@contextmanager
+def _wheels(options: Options, terminal: Terminal) -> Iterator[Any]:
+    """The wheels to carry, in a folder that goes away; None without --bundle-deps."""
+    if options.bundle is not True:
+        yield None
+        return
+    from .pack_bundle import gather
+
+    with tempfile.TemporaryDirectory(prefix="layerlift-") as folder:
+        yield gather(Path(folder), options.pythons, notify=terminal.step)
+
+
+def _progress(verb: str, terminal: Terminal) -> Callable[[int, int], None]:
+    return lambda done, total: terminal.status(f"{verb} {share(done, total)} of {total / 1e6:.0f} MB...")

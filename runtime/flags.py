@@ -17,6 +17,10 @@ COMMANDS = {
     "devices": "show the devices that layers can run on",
     "pull": "fetch a model",
     "list": "show the models found on this machine",
+    "pack": "make one file of a model and what runs it",
+    "unpack": "take the model out of a packed file",
+    "verify": "check a model or a packed file, bit by bit",
+    "repack": "give a packed file this layerlift, other flags, other wheels",
 }
 MODES = ("chat", "cli", *COMMANDS)
 
@@ -139,6 +143,12 @@ def _shares(text: str) -> tuple[float, ...]:
     if not values or any(not 0 <= value < float("inf") for value in values) or not sum(values):
         raise ValueError("one share for each device, such as 3,1")
     return values
+
+
+def _python(text: str) -> str:
+    if not re.fullmatch(r"3\.1\d", text.strip()):
+        raise ValueError("a version of Python from 3.10 on")
+    return text.strip()
 
 
 ALL_LAYERS = 999
@@ -278,13 +288,23 @@ def _table() -> tuple[Flag, ...]:
     flag("-p --prompt", "prompt", "the text", TEXT)
     flag("-f --file", "file", "a file with the text", FILE)
     flag("--chunks", "chunks", "score so many chunks at most", integer(low=1), modes=("perplexity",))
-    flag("--json", "json", "print JSON", default=False, modes=("perplexity", "tokenize", "devices", "list"))
+    flag("--json", "json", "print JSON", default=False, modes=("perplexity", "tokenize", "devices", "list", "verify"))
     flag("--no-bos", "bos", "leave out the start token", default=True, value=False, modes=("tokenize",))
     flag("--no-parse-special", "parse_special", "read the text of special tokens as plain text",
          default=True, value=False, modes=("tokenize",))
 
     title, modes = "devices", ("devices",)
     flag("--check", "check", "run every operation on every device and compare with float64", default=False)
+
+    title, modes = "pack", ("pack", "repack")
+    flag("-o --output", "target", "the file to write; a file of this name is replaced", FILE,
+         modes=("pack", "unpack", "repack"))
+    flag("--args", "args_file", "a file with the flags to pack; or the flags themselves behind --", FILE)
+    flag("--bundle-deps", "bundle", "carry layerlift and its wheels for this platform",
+         default={"pack": False, "repack": "keep"})
+    flag("--no-bundle-deps", "bundle", "carry no wheels", value=False)
+    flag("--pythons", "pythons", "Pythons to carry wheels for, such as 3.10,3.13 (default: all from 3.10 on)",
+         listed(Kind("3.N", _python)), ())
     # fmt: on
     return tuple(flags)
 

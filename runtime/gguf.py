@@ -38,6 +38,7 @@ _FOREIGN = (  # what people mistake for a GGUF
     (b"fmgg", "a GGMF file from before GGUF"),
     (b"tjgg", "a GGJT file from before GGUF"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file it stands for"),
+    (b"#!", "a script; as a packed model its end is missing or damaged"),
     (b"<", "a web page, not a model"),
     (b"PK", "a ZIP archive, damaged or without a .gguf file in it"),
     (b"MZ", "a program; as a .llamafile it is damaged or holds no .gguf file"),
@@ -98,6 +99,11 @@ class GGUF:
     def parts(self) -> tuple[str, ...]:
         """The names of the files, in order; one for a file that is not split."""
         return tuple(part.label for part in self._parts)
+
+    @property
+    def extents(self) -> tuple[tuple[str, str, int, int], ...]:
+        """File, own name, first byte and length of each part: all of a plain file, or what an archive holds."""
+        return tuple((p.file, os.path.basename(p.member or p.file), p.base, len(p.view)) for p in self._parts)
 
     def raw(self, name: str) -> NDArray[np.uint8]:
         """The bytes of a tensor [nbytes], read-only and little-endian: a view that keeps the map alive.
@@ -192,7 +198,7 @@ class _Part:
         """Narrows `view` to the GGUF, whether it is the file or in an archive."""
         if self.member is None and self.view[:4] == b"GGUF":
             return
-        found = archive.find(self.view, self.label, self.member)
+        found = archive.find(self.view, self.label, self.member, is_model=lambda view: _is_model(view, self.label))
         if found is None:
             head = bytes(self.view[:24])
             what = next((text for magic, text in _FOREIGN if head.startswith(magic)), f"it starts with {head[:4]!r}")
@@ -235,6 +241,21 @@ class _Part:
             size = f"{fmt} {list(shape)} needs bytes {data + offset} to {data + offset + nbytes}"
             raise cursor.fault(f"({size}) ends past the file of {len(self.view)} bytes", at)
         return TensorInfo(name, fmt, shape, data + offset, nbytes)
+
+
+def _is_model(view: memoryview, label: str) -> bool:
+    """Whether a GGUF can be a text model, by its own word: no image encoder, adapter or importance matrix."""
+    try:
+        cursor = Cursor(view, label)
+        if view[: cursor.take(4, "its magic") + 4] != b"GGUF":
+            return True
+        _read_version(cursor)
+        _read_count(cursor, "tensors", 24, MAX_TENSORS)
+        metadata = Metadata(cursor, _read_count(cursor, "keys", 13, MAX_KEYS))
+        kind, architecture = metadata.text("general.type", "model"), metadata.text("general.architecture", "")
+    except (GGUFError, ModelError):
+        return True  # opening it says what is wrong
+    return kind == "model" and architecture != "clip"
 
 
 def _map(path: str, label: str) -> mmap.mmap:

@@ -21,6 +21,13 @@ EXAMPLES = {
     "devices": ("layerlift devices --json",),
     "pull": ("layerlift pull [NAME]     the default model, or hf:org/repo:file.gguf",),
     "list": ("layerlift list",),
+    "pack": (
+        "layerlift pack model.gguf -o model.llm && ./model.llm",
+        "layerlift pack model.gguf -o model.llm --bundle-deps -- --cli --temp 0",
+    ),
+    "unpack": ("layerlift unpack model.llm [-o model.gguf]",),
+    "verify": ("layerlift verify model.llm",),
+    "repack": ("layerlift repack model.llm [-o other.llm] [-- FLAGS]",),
 }
 
 
