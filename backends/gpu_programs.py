@@ -1,0 +1,138 @@
+"""Which kernels a GPU backend needs, with which macros, compiled when first asked for. Knows no driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..kernels import sources
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Sizes that follow from the device. A work group never exceeds `group` or the tile's threads."""
+
+    group: int = 64  # threads of most work groups
+    lanes: int = 32  # most threads that share a row of a matrix
+    tile_tokens: int = 64
+    tile_rows: int = 64
+    tile_depth: int = 64
+    thread_tokens: int = 8
+    thread_rows: int = 4
+    few: int = 8  # up to so many tokens the products read the weights once for each token
+    queries: int = 4  # most heads that share the reading of their keys
+    split_rows: int = 256  # cache rows that are worth a work group of their own
+    compact: bool = False  # short programs, for devices that gain nothing from unrolled loops
+    units: int = 64  # work groups that keep the device busy
+
+    def __post_init__(self) -> None:
+        per_thread = self.thread_tokens * self.thread_rows
+        assert self.tile_tokens * self.tile_rows == self.tile_threads * per_thread, "the threads do not fill the tile"
+        assert self.group & (self.group - 1) == 0, "groups are halved in sums"
+        assert self.lanes <= self.group, "a team lies within a group"
+
+    @property
+    def tile_threads(self) -> int:
+        return self.tile_rows * self.tile_depth // 32
+
+    def lanes_of(self, columns: int) -> int:
+        """Threads of a team: a power of two, with two units of 32 weights or more for each."""
+        lanes = 1
+        while lanes < self.lanes and 4 * lanes * 32 <= columns:
+            lanes *= 2
+        return lanes
+
+    def queries_of(self, heads: int, heads_kv: int) -> int:
+        """Heads of a group that one work group takes: the most that divide it."""
+        shared = heads // heads_kv
+        return max(n for n in range(1, self.queries + 1) if shared % n == 0)
+
+    def splits_of(self, seen: int, groups: int) -> int:
+        """Parts of a context of `seen` rows, so that `groups` work groups become enough for the device."""
+        return max(1, min(seen // self.split_rows, self.units // max(1, groups), 64))
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled kernel; `handle` is the driver's, `threads` the size of a work group."""
+
+    name: str
+    handle: Any
+    threads: int
+
+
+Program = dict[str, Kernel]
+Compile = Callable[[str, dict[str, tuple[str, ...]]], dict[str, Any]]
+
+
+class Programs:
+    """Kernels by what they are for. `compile(text, signatures)` gives the driver's handles by kernel name."""
+
+    def __init__(self, language: str, tuning: Tuning, compile: Compile):
+        self._language, self._tuning, self._compile = language, tuning, compile
+        self._made: dict[Any, Program] = {}
+
+    def get(self, kind: str, *parameters: Any) -> Program:
+        """The program `kind` of TEXTS for these parameters."""
+        key = (kind, *parameters)
+        found = self._made.get(key)
+        if found is None:
+            found = self._made[key] = self._build(text_of(self._language, self._tuning, kind, *parameters))
+        return found
+
+    def _build(self, text: str) -> Program:
+        signatures, tuning = sources.signatures(text), self._tuning
+        handles = self._compile(text, signatures)
+        return {
+            name: Kernel(name, handles[name], tuning.tile_threads if name == "matmul" else tuning.group)
+            for name in signatures
+        }
+
+
+def text_of(language: str, tuning: Tuning, kind: str, *parameters: Any) -> str:
+    """The source of a program: "rows", "product", "qkv", "gated" or "attend"."""
+    files, macros = TEXTS[kind](tuning, *parameters)
+    return sources.program(language, files, {"GROUP_SIZE": tuning.group, "COMPACT": int(tuning.compact), **macros})
+
+
+Text = tuple[tuple[str, ...], dict[str, int | str]]
+
+
+def _decoders(ragged: bool, **formats: str) -> dict[str, int | str]:
+    """DECODE=… macros by format name, and what they need."""
+    used = {f"USE_{fmt}": 1 for fmt in formats.values()}
+    return {"RAGGED": int(ragged), **used, **{macro: f"decode_{fmt.lower()}" for macro, fmt in formats.items()}}
+
+
+def _qkv(_: Tuning, q: str, k: str, v: str, ragged: bool) -> Text:
+    return ("decode", "team", "qkv"), _decoders(ragged, DECODE_Q=q, DECODE_K=k, DECODE_V=v)
+
+
+def _gated(_: Tuning, gate: str, up: str, ragged: bool) -> Text:
+    return ("decode", "team", "gated"), _decoders(ragged, DECODE_GATE=gate, DECODE_UP=up)
+
+
+def _product(t: Tuning, fmt: str, ragged: bool) -> Text:
+    return ("decode", "team", "product", "matmul"), {
+        **_decoders(ragged, DECODE=fmt),
+        "TILE_TOKENS": t.tile_tokens,
+        "TILE_ROWS": t.tile_rows,
+        "TILE_DEPTH": t.tile_depth,
+        "TILE_THREADS": t.tile_threads,
+        "THREAD_TOKENS": t.thread_tokens,
+        "THREAD_ROWS": t.thread_rows,
+    }
+
+
+def _attend(_: Tuning, head_dim: int, queries: int, dtype: int) -> Text:
+    return ("team", "attend"), {"HEAD_DIM": head_dim, "QUERIES": queries, "CACHE_DTYPE": dtype, "RAGGED": 0}
+
+
+TEXTS: dict[str, Callable[..., Text]] = {
+    "rows": lambda _: (("team", "rows", "cache"), {"RAGGED": 0}),
+    "product": _product,
+    "qkv": _qkv,
+    "gated": _gated,
+    "attend": _attend,
+}

@@ -1,0 +1,38 @@
+// What the shared kernels need of a language, in OpenCL C 1.2. kernels/cuda/prelude.h says the same in CUDA C++.
+// Halves pass through vload_half and vstore_half only, which need no fp16 support.
+
+typedef uchar u8;
+typedef char i8;
+typedef ushort u16;
+typedef uint u32;
+typedef long i64;
+typedef half f16;
+
+#define KERNEL(threads) __kernel __attribute__((reqd_work_group_size(threads, 1, 1))) void
+#define DEVICE static inline
+#define GLOBAL __global
+#define LOCAL __local
+#define LOCAL_ARRAY(type, name, size) __local type name[size]
+#define TABLE __constant
+
+#define UNROLL _Pragma("unroll")
+#if COMPACT  // loops over the 32 weights of a unit stay loops: CPUs gain nothing from more, and compile in half the time
+#define UNROLL_UNIT
+#else
+#define UNROLL_UNIT _Pragma("unroll")
+#endif
+
+#define THREAD ((int)get_local_id(0))
+#define BLOCK_X ((int)get_group_id(0))
+#define BLOCK_Y ((int)get_group_id(1))
+#define BARRIER barrier(CLK_LOCAL_MEM_FENCE)
+
+#define LOAD_HALF(p, i) vload_half(i, p)
+#define STORE_HALF(p, i, value) vstore_half_rte(value, i, p)
+#define AS_FLOAT(bits) as_float(bits)
+#define AS_UINT(value) as_uint(value)
+
+#define EXP exp
+#define TANH tanh
+#define RSQRT rsqrt
+#define MAX fmax
