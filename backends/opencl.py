@@ -1,0 +1,231 @@
+"""The OpenCL backend: GpuBackend's hooks over PyOpenCL. Needs OpenCL 1.2 and nothing optional of it."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .base import BackendError, BackendUnavailable, DeviceInfo, DeviceOutOfMemory, Probe
+from .gpu import GpuBackend
+from .gpu_memory import Handle
+from .gpu_programs import Kernel, Tuning
+from .program_cache import ProgramCache, default_folder
+
+T = TypeVar("T")
+OPTIONS = ["-cl-std=CL1.2", "-cl-mad-enable"]
+VENDORS = {0x10DE: "nvidia", 0x1002: "amd", 0x8086: "intel", 0x106B: "apple"}
+VENDOR_WORDS = {"nvidia": "nvidia", "advanced micro": "amd", "amd": "amd", "intel": "intel", "apple": "apple"}
+PENDING = 32  # copies to the device whose host arrays are kept alive
+INSTALL = "pip install 'layerlift[opencl]'"
+
+
+class OpenCLBackend(GpuBackend):
+    name = "opencl"
+    language = "opencl"
+
+    def __init__(self, device: DeviceInfo, *, tuning: Tuning | None = None, cache_folder: Path | None = None):
+        import pyopencl as cl
+
+        self._cl = cl
+        try:
+            self._device = _devices(cl)[device.index]
+            self._context = cl.Context([self._device])
+            self._queue = cl.CommandQueue(self._context)
+        except (cl.Error, IndexError) as error:
+            raise BackendUnavailable(f"{device}: cannot be opened: {_first_line(error)}") from None
+        self.cache = ProgramCache(cache_folder or default_folder())
+        self._pending: deque[Any] = deque(maxlen=PENDING)
+        self._identity = (
+            self._device.name,
+            self._device.vendor,
+            self._device.version,
+            self._device.driver_version,
+            self._device.platform.version,
+            *OPTIONS,
+        )
+        super().__init__(device, tuning or _tuning(cl, self._device))
+        self._close = weakref.finalize(self, self._pending.clear)
+
+    @classmethod
+    def probe(cls) -> Probe:
+        if find_spec("pyopencl") is None:
+            return Probe("opencl", reason=f"pyopencl is not installed; {INSTALL}")
+        try:
+            import pyopencl as cl
+        except Exception as error:
+            return Probe("opencl", reason=f"pyopencl cannot be imported: {_first_line(error)}")
+        try:
+            found = tuple(_info(cl, device, index) for index, device in enumerate(_devices(cl)))
+        except Exception as error:
+            return Probe("opencl", reason=f"the OpenCL driver failed: {_first_line(error)}")
+        if not found:
+            return Probe("opencl", reason="no OpenCL driver with a device; install the graphics card's OpenCL package")
+        return Probe("opencl", found)
+
+    @classmethod
+    def open(cls, device: DeviceInfo, **options: Any) -> OpenCLBackend:
+        return cls(device, tuning=options.get("tuning"), cache_folder=options.get("cache_folder"))
+
+    def close(self) -> None:
+        super().close()
+        self._close()
+
+    # -- hooks --
+
+    def _guarded(self, doing: str, call: Callable[[], T], nbytes: int = 0) -> T:
+        """What `call` returns, the driver's failures as ours."""
+        try:
+            return call()
+        except self._cl.MemoryError:
+            raise DeviceOutOfMemory(f"{self.device}: no memory for {nbytes} bytes", nbytes=nbytes) from None
+        except self._cl.Error as error:
+            raise self._failure(doing, error) from None
+
+    def _failure(self, doing: str, error: Exception) -> BackendError:
+        return BackendError(f"{self.device}: {doing} failed: {_first_line(error)}")
+
+    def _alloc(self, nbytes: int) -> Handle:
+        cl, limit = self._cl, self._device.max_mem_alloc_size
+        if nbytes > limit:
+            raise DeviceOutOfMemory(f"{self.device}: no memory for {nbytes} bytes in one piece", nbytes=nbytes)
+        return self._guarded("allocating", lambda: cl.Buffer(self._context, cl.mem_flags.READ_WRITE, nbytes), nbytes)
+
+    def _copy_in(self, handle: Handle, host: NDArray[Any]) -> None:
+        # The event keeps the array alive; it is dropped, which waits for the copy, long after that is done.
+        copy = self._cl.enqueue_copy
+        large = host.nbytes > 1 << 20
+        event = self._guarded(
+            "copying to the device", lambda: copy(self._queue, handle, host, is_blocking=large), host.nbytes
+        )
+        if not large:
+            self._pending.append(event)
+
+    def _copy_out(self, handle: Handle, host: NDArray[Any]) -> None:
+        copy = self._cl.enqueue_copy
+        self._guarded("copying from the device", lambda: copy(self._queue, host, handle, is_blocking=True), host.nbytes)
+
+    def _launch(self, kernel: Kernel, x: int, y: int, arguments: tuple[Any, ...]) -> None:
+        threads = kernel.threads
+        try:
+            kernel.handle(self._queue, (x * threads, y), (threads, 1), *arguments)
+        except self._cl.MemoryError:
+            raise DeviceOutOfMemory(f"{self.device}: no memory to run {kernel.name}", nbytes=0) from None
+        except self._cl.Error as error:
+            raise self._failure(f"kernel {kernel.name}", error) from None
+
+    def _sync(self) -> None:
+        self._guarded("waiting for the device", self._queue.finish)
+
+    def _compile(self, text: str, signatures: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+        kinds = {"pointer": None, "int": np.int32, "float": np.float32, "i64": np.int64}
+        program, kernels = self._program(text), {}
+        for name, parameters in signatures.items():
+            kernels[name] = self._guarded(f"kernel {name}", lambda name=name: self._cl.Kernel(program, name))
+            kernels[name].set_scalar_arg_dtypes([kinds[parameter] for parameter in parameters])
+        return kernels
+
+    def _program(self, text: str) -> Any:
+        """A built program, from the cache where it holds one that the driver takes."""
+        cl, key = self._cl, self.cache.key((*self._identity, text))
+        if binary := self.cache.read(key):
+            try:
+                return self._build(cl.Program(self._context, [self._device], [binary]))
+            except cl.Error:
+                pass  # made again below
+        try:
+            program = self._build(cl.Program(self._context, text))
+        except cl.Error as error:
+            raise BackendError(f"{self.device}: a kernel cannot be built: {_build_log(error)}") from None
+        self.cache.write(key, program.get_info(cl.program_info.BINARIES)[0])
+        return program
+
+    def _build(self, program: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's remarks
+            return program.build(options=OPTIONS, cache_dir=False)
+
+
+def _devices(cl: Any) -> list[Any]:
+    """Every device of every driver, in the drivers' order."""
+    try:
+        platforms = cl.get_platforms()
+    except cl.Error:
+        return []  # the loader says so where no driver is installed
+    found = []
+    for platform in platforms:
+        try:
+            found += [device for device in platform.get_devices() if device.available and device.compiler_available]
+        except cl.Error:
+            continue
+    return found
+
+
+def _info(cl: Any, device: Any, index: int) -> DeviceInfo:
+    is_gpu = bool(device.type & cl.device_type.GPU)
+    total = int(device.global_mem_size)
+    return DeviceInfo(
+        "opencl",
+        index,
+        device.name.strip(),
+        _vendor(device) if is_gpu else "cpu",
+        is_gpu,
+        total,
+        _free(device, total),
+        detail=f"{device.platform.name.strip()}, driver {device.driver_version.strip()}",
+    )
+
+
+def _vendor(device: Any) -> str:
+    if device.vendor_id in VENDORS:
+        return VENDORS[device.vendor_id]
+    text = f"{device.vendor} {device.platform.vendor}".lower()
+    return next((vendor for word, vendor in VENDOR_WORDS.items() if word in text), "")
+
+
+def _free(device: Any, total: int) -> int:
+    """Free bytes where the driver tells (AMD's does, in KiB); else all of it."""
+    try:
+        return min(total, int(device.global_free_memory_amd[0]) << 10)
+    except Exception:
+        return total
+
+
+def _tuning(cl: Any, device: Any) -> Tuning:
+    """Sizes for a device: a CPU runs the threads of a group in turn, so that few of them are best there."""
+    most = int(device.max_work_group_size)
+    if not device.type & cl.device_type.GPU:
+        return Tuning(
+            group=16,
+            lanes=1,
+            tile_tokens=16,
+            tile_rows=16,
+            thread_tokens=2,
+            thread_rows=4,
+            compact=True,
+            units=device.max_compute_units,
+        )
+    small: dict[str, Any] = {"tile_tokens": 32, "tile_rows": 32, "thread_tokens": 4, "thread_rows": 4}
+    return Tuning(
+        group=min(64, 1 << (most.bit_length() - 1)),
+        lanes=min(32, 1 << (most.bit_length() - 1)),
+        units=8 * int(device.max_compute_units),
+        **(small if device.local_mem_size < 40 << 10 or most < 128 else {}),
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _build_log(error: BaseException) -> str:
+    """The first line of a build's log that names an error, else its first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "error:" in line), lines[0] if lines else type(error).__name__)

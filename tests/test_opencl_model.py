@@ -1,0 +1,116 @@
+"""Whole models on OpenCL: the same logits, few launches, one copy up and one down for each token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from layerlift.backends.base import Span, Step
+from layerlift.backends.opencl import OpenCLBackend
+from layerlift.runtime.engine import Engine
+from layerlift.runtime.model import Model
+from layerlift.runtime.request import Request
+from layerlift.runtime.sampler import Sampling
+from opencl_here import opencl_device
+from paper import forward
+
+TOKENS = [1, 7, 250, 33, 4, 99, 12, 8, 3, 200, 41]
+
+
+@dataclass
+class Traffic:
+    up: int = 0
+    down: int = 0
+    allocated: int = 0
+
+
+@pytest.fixture
+def traffic(monkeypatch):
+    """Counts what passes the driver."""
+    counted = Traffic()
+
+    def counting(hook, name):
+        def wrapped(*args):
+            setattr(counted, name, getattr(counted, name) + 1)
+            return hook(*args)
+
+        return wrapped
+
+    for hook, name in (("_copy_in", "up"), ("_copy_out", "down"), ("_alloc", "allocated")):
+        monkeypatch.setattr(OpenCLBackend, hook, counting(getattr(OpenCLBackend, hook), name))
+    return counted
+
+
+def step_of(tokens, before, kv):
+    """A step of `tokens` behind `before` rows of one sequence; the last token's logits are wanted."""
+    rows = np.arange(before + len(tokens), dtype=np.int32)
+    own = rows[before:]
+    return Step(np.array(tokens, np.int32), own, own, (Span(0, len(tokens), rows),), own[-1:] - before, kv)
+
+
+def logits_of(model, step):
+    backend, logits = model.logits(*model.forward(step))
+    return backend.download(logits)[-1]
+
+
+@pytest.mark.parametrize("ngl", [0, 1, 2, 3])
+def test_any_number_of_layers_gives_the_papers_logits(tiny, ngl):
+    opencl_device()
+    path = tiny("F32")
+    want = forward(path, TOKENS)
+    with Model.load(path, ngl=ngl, gpu="opencl", context=32) as model:
+        assert len(model.backends) == (1 if ngl in (0, 3) else 2)
+        kv = [
+            backend.kv_alloc(32, model.config.n_kv_heads, model.config.head_dim, "f32") for backend in kv_places(model)
+        ]
+        first = logits_of(model, step_of(TOKENS[:10], 0, kv))  # more tokens than the fused products take
+        second = logits_of(model, step_of(TOKENS[10:], 10, kv))
+    np.testing.assert_allclose(first, want[9], atol=2e-4 * np.abs(want).max())
+    np.testing.assert_allclose(second, want[10], atol=2e-4 * np.abs(want).max())
+
+
+def kv_places(model):
+    return [stage.backend for stage in model.stages for _ in stage.blocks]
+
+
+def test_a_token_costs_five_launches_a_layer_and_one_copy_each_way(tiny, traffic):
+    opencl_device()
+    with Model.load(tiny("F32"), ngl=999, gpu="opencl", context=32) as model:
+        (backend,) = model.backends
+        assert isinstance(backend, OpenCLBackend)
+        kv = [place.kv_alloc(32, model.config.n_kv_heads, model.config.head_dim) for place in kv_places(model)]
+        for position, token in enumerate(TOKENS):
+            if position == 3:  # the first tokens allocate
+                before, launches = Traffic(traffic.up, traffic.down, traffic.allocated), backend.launches
+            on, logits = model.logits(*model.forward(step_of([token], position, kv)))
+            on.pick(logits)
+        tokens = len(TOKENS) - 3
+        assert backend.launches - launches == tokens * (5 * len(kv) + 3)
+        assert (traffic.up - before.up, traffic.down - before.down) == (tokens, tokens)
+        assert traffic.allocated == before.allocated
+
+
+def test_the_engine_runs_many_sequences_and_shifts(tiny):
+    opencl_device()
+    prompts = [TOKENS[:3], TOKENS[2:9], TOKENS[5:]]
+    answers = []
+    for gpu in ("disable", "opencl"):
+        with Model.load(tiny("F32"), ngl=999, gpu=gpu) as model, Engine(model, context=64, kv_dtype="f32") as engine:
+            requests = [Request(p, sampling=Sampling(temperature=0), max_tokens=6, ignore_eos=True) for p in prompts]
+            answers.append([stream.result().tokens for stream in [engine.submit(request) for request in requests]])
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_default_models_answers_equal_the_cpus(default_model):
+    opencl_device()
+    prompts = ["The capital of France is", "Once upon a time", "def fibonacci(n):"]
+    answers = []
+    for gpu in ("disable", "opencl"):
+        with Model.load(default_model, ngl=999, gpu=gpu) as model, Engine(model, context=256) as engine:
+            encoded = [model.tokenizer.encode(prompt) for prompt in prompts]
+            requests = [Request(tokens, sampling=Sampling(temperature=0), max_tokens=12) for tokens in encoded]
+            answers.append([engine.submit(request).result().text for request in requests])
+    assert answers[0] == answers[1]
