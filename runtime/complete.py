@@ -41,9 +41,7 @@ def complete(options: Options, terminal: Terminal) -> int:
             session=session,
             special=options.special,
         )
-        if options.display_prompt:
-            terminal.write(terminal.shown(prompt))
-        return _run(engine, request, options, terminal)
+        return _run(engine, request, prompt if options.display_prompt else "", options, terminal)
 
 
 def prompt_of(options: Options) -> str:
@@ -86,23 +84,26 @@ def _prompt_tokens(engine: Engine, prompt: str, session: Session | None) -> list
     return [start]
 
 
-def _run(engine: Engine, request: Request, options: Options, terminal: Terminal) -> int:
-    """Streams the answer; the prompt cache is written after the prompt, or at the end with --prompt-cache-all."""
+def _run(engine: Engine, request: Request, prompt: str, options: Options, terminal: Terminal) -> int:
+    """Streams prompt and answer; the prompt cache is written between them, or at the end with --prompt-cache-all."""
     if len(request.tokens) >= engine.context:
         raise ContextFull(len(request.tokens), 1, engine.context)
     writes = options.prompt_cache and not options.prompt_cache_ro
     if writes and not options.prompt_cache_all and request.session is not None:
-        if _stream(engine, replace(request, max_tokens=0), options, terminal):
+        if _stream(engine, replace(request, max_tokens=0), prompt, options, terminal):
             return INTERRUPTED
         request.session.save(options.prompt_cache)
-    interrupted = options.max_tokens != 0 and _stream(engine, request, options, terminal)
+        prompt = ""
+        if options.max_tokens == 0:
+            return 0
+    interrupted = _stream(engine, request, prompt, options, terminal)
     if writes and options.prompt_cache_all and request.session is not None:
         request.session.save(options.prompt_cache)
     return INTERRUPTED if interrupted else 0
 
 
-def _stream(engine: Engine, request: Request, options: Options, terminal: Terminal) -> bool:
-    """Writes the text as it comes; whether Ctrl-C ended it."""
+def _stream(engine: Engine, request: Request, prompt: str, options: Options, terminal: Terminal) -> bool:
+    """Writes the prompt, if the request is taken, and the text as it comes; whether Ctrl-C ended it."""
     from .request import Done, Prefill, Token
 
     wrote = False
@@ -110,6 +111,7 @@ def _stream(engine: Engine, request: Request, options: Options, terminal: Termin
         stream = engine.submit(request)
         interrupt.watch(stream)
         try:
+            terminal.write(terminal.shown(prompt))
             for event in stream:
                 if isinstance(event, Prefill):
                     terminal.status(f"loading prompt {share(event.done, event.total)}...")

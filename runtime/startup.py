@@ -49,6 +49,8 @@ def open_engine(options: Options, terminal: Terminal, *, context: int | None = N
     )
     with model, Engine(model, context=size, slots=1, batch=options.batch, kv_dtype=kv_dtype) as engine:
         terminal.clear_status()
+        if "context" in options.given and engine.context < size:
+            terminal.say(f"the context is {engine.context} tokens, as many as the model was trained for")
         if model.tokenizer.warning:
             terminal.say(f"warning: {model.tokenizer.warning}")
         yield engine

@@ -167,7 +167,21 @@ def test_a_full_context_shifts_unless_told_not_to(capsys, tiny, piped):
 
 def test_a_prompt_longer_than_the_context_says_so(capsys, tiny, piped):
     assert main(["--cli", "-m", str(tiny()), "-p", "Hello " * 100, "-c", "16"]) == 1
-    assert "context full" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "context full" in err
+
+
+def test_a_request_that_cannot_run_shows_no_prompt(capsys, tiny, piped):
+    assert main(["--cli", "-m", str(tiny()), "-p", "Hello", "--logit-bias", "999999+1"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "outside the vocabulary" in err
+
+
+def test_a_context_beyond_the_trained_one_is_cut_and_says_so(capsys, tiny, piped):
+    assert main(["--cli", "-m", str(tiny()), "-p", "Hello", "-n", "1", "-c", "1m"]) == 0
+    assert "as many as the model was trained for" in capsys.readouterr().err
 
 
 def test_a_piped_chat_answers_line_by_line(capsys, tiny, piped):
