@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from . import chat_commands
 from .conversation import Conversation
-from .errors import ContextFull, LayerliftError
+from .errors import ContextFull, LayerliftError, UserError
 from .interrupt import INTERRUPTED, interruptible
 from .line_editor import Reader, open_reader
 from .markdown import Markdown
@@ -38,7 +38,7 @@ REPLY_ROLE = {"user": "assistant", "assistant": "user", "system": "user"}  # aft
 def chat(options: Options, terminal: Terminal) -> int:
     """Runs the mode; the exit code."""
     sampling = sampling_of(options)
-    book = read_text(options.file) if options.file else None
+    book = None if options.file is None else chat_commands.plain_text(Path(options.file), read_text(options.file))
     started = time.perf_counter()
     with open_engine(options, terminal) as engine:
         sampling = with_grammar(sampling, options, engine.model.tokenizer)
@@ -282,6 +282,9 @@ def _template(options: Options, engine: Engine) -> ChatTemplate | None:
     bos, eos = (tokenizer.piece(t).decode() if t is not None else "" for t in (tokenizer.bos, tokenizer.eos))
     if wanted in BUILTIN:
         return ChatTemplate.builtin(wanted, bos=bos, eos=eos)
+    if not Path(wanted).is_file():
+        hint = f"built-in ones are {', '.join(BUILTIN)}"
+        raise UserError(f"--chat-template {wanted!r} is neither a built-in template nor a file", hint=hint)
     return ChatTemplate.from_source(read_text(wanted), bos=bos, eos=eos)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError
+from .startup import read_text
 from .terminal import BOLD
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def run(chat: Chat, line: str) -> bool:
 def _help(chat: Chat, words: list[str]) -> None:
     """Lists the commands; with the name of one, says more on it."""
     if not words:
-        lines = [f"  {f'{c.name} {c.arguments}':<18}{c.summary}" for c in COMMANDS.values() if c.name != "/?"]
+        lines = [f"  {f'{c.name} {c.arguments}':<18}{c.summary}" for c in dict.fromkeys(COMMANDS.values())]
         chat.terminal.say("\n".join(["commands:", *lines, '\n""" opens and ends a message of several lines']))
         return
     found = COMMANDS.get("/" + words[0].removeprefix("/"))
@@ -238,12 +239,16 @@ def _read_upload(path: Path) -> str:
             raise UserError(f"{str(path)!r} is not a file" if path.exists() else f"no file {str(path)!r}")
         if path.stat().st_size > MAX_UPLOAD:
             raise UserError(f"{str(path)!r} is larger than {MAX_UPLOAD >> 20} MiB")
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
-    if b"\0" in data:
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    return plain_text(path, read_text(str(path)))
+
+
+def plain_text(path: Path, text: str) -> str:
+    """The text of a file, if it is one. Raises UserError."""
+    if "\0" in text:
         raise UserError(f"{path.name} is not a text file", hint="images and other binary files cannot be read")
-    return data.decode("utf-8-sig", "replace")
+    return text
 
 
 def describe(chat: Chat, n_messages: int, *, width: int = 63) -> str:

@@ -84,7 +84,7 @@ class LineEditor:
             auto_suggest=_suggester(tuple(commands)),
             key_bindings=_bindings(),
             multiline=True,
-            prompt_continuation="... ",
+            prompt_continuation=lambda width, line, wraps: "" if wraps else "... ",
             output=create_output(stdout=sys.stdout if sys.stdout.isatty() else sys.stderr),
             color_depth=_color_depth(),
         )

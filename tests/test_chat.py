@@ -16,6 +16,7 @@ from fake_engine import FakeEngine, chatml_with_default, system_inside
 from layerlift.runtime.arguments import parse
 from layerlift.runtime.chat import Chat
 from layerlift.runtime.chat_commands import COMMANDS, document
+from layerlift.runtime.cli import main
 from layerlift.runtime.line_editor import PlainReader, _completer, is_open, without_fences
 from layerlift.runtime.startup import sampling_of
 from layerlift.runtime.terminal import Terminal
@@ -289,6 +290,27 @@ def test_leaving_by_command(capsys, line):
     engine = FakeEngine()
     run(capsys, line, "never asked", engine=engine)
     assert engine.requests == []
+
+
+def test_help_lists_a_command_once(capsys):
+    make(FakeEngine()).run(Script("/help"))
+    names = [line.split()[0] for line in capsys.readouterr().err.splitlines() if line.startswith("  /")]
+    assert names == [name for name in COMMANDS if name != "/?"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("-f", ""), "cannot read ''"),
+        (("-f", "BINARY"), "binary is not a text file"),
+        (("--chat-template", "zephyr"), "'zephyr' is neither a built-in template nor a file"),
+    ],
+)
+def test_a_flag_that_cannot_be_followed_ends_the_start(capsys, tiny, tmp_path, flags, message):
+    (tmp_path / "binary").write_bytes(b"\x7fELF\0")
+    words = [str(tmp_path / "binary") if word == "BINARY" else word for word in flags]
+    assert main(["-m", str(tiny()), "--log-disable", *words]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_documents_fence_is_longer_than_any_inside():
