@@ -19,7 +19,10 @@ ll_context* ll_open(int threads, const char* isa) {
   }
 }
 
-void ll_close(ll_context* context) { delete context; }
+void ll_close(ll_context* context) {
+  // A forked process has the memory of threads that it has not, and nothing can wait for those.
+  if (!context->pool.is_forked()) delete context;
+}
 const char* ll_isa(const ll_context* context) { return context->isa.name; }
 int ll_threads(const ll_context* context) { return context->pool.threads(); }
 

@@ -3,15 +3,20 @@
 // Chunks are handed out one at a time through an atomic counter, and the caller takes part: a worker that another
 // process keeps off its core holds up at most the chunk it has taken, and one that never woke holds up nothing.
 // Workers watch for the next job for a moment (decoding sends one every few microseconds), then sleep.
+//
+// In a process forked from the one that made it a pool has no workers: the caller does all.
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
 #include <thread>
 #include <type_traits>
 #include <vector>
+
+#include "neighbours.h"
 
 namespace layerlift {
 
@@ -22,6 +27,7 @@ class Pool {
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
+  bool is_forked() const;  // true in a process forked from the pool's: its workers are not here
   int threads() const { return int(workers_.size()) + 1; }
 
   // Calls f(chunk, worker) for each chunk in [0, chunks); worker in [0, threads()) indexes scratch memory.
@@ -46,10 +52,14 @@ class Pool {
 
  private:
   using Call = void (*)(void*, int, int);
+  using clock = std::chrono::steady_clock;
 
   void run_erased(int chunks, Call call, void* data);
   void work(int worker);
-  bool take_and_run(int worker);  // false when nothing is left
+  void dismiss();  // the workers
+  // Until nothing is left, or good manners say so (the caller needs none); how many chunks.
+  int take_and_run(int worker, Manners* manners);
+  void wait(uint64_t job, int chunks, clock::time_point patience);
 
   // ticket: the job's number in the high half, its next chunk in the low half. A chunk is taken by a compare-and-swap
   // of both, so that a late worker can never take a chunk of one job with the function of another.
@@ -58,12 +68,15 @@ class Pool {
   alignas(64) std::atomic<int> chunks_{0};
   std::atomic<Call> call_{nullptr};
   std::atomic<void*> data_{nullptr};
+  std::atomic<uint64_t> late_job_{0};  // a job whose caller has waited for long
+  Places places_;
 
   alignas(64) std::atomic<int> sleepers_{0};
   std::atomic<bool> stop_{false};
   std::mutex mutex_;
   std::condition_variable wake_;
   std::vector<std::thread> workers_;
+  const int forks_;  // of this process and those before it when the pool was made
 };
 
 }  // namespace layerlift
