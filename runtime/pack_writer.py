@@ -7,6 +7,7 @@ process left is removed by the next one that writes the same name.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -73,13 +74,20 @@ def copy_checked(
 ) -> tuple[str, list[str]]:
     """Copies a range of the descriptor `source` to `file`'s position; its SHA-256 and a CRC-32 per CRC_BLOCK.
 
-    Blocks of zeros become holes. Without a `file` the range is only read. Raises PackError if it ends early.
+    Blocks of zeros become holes, and holes are not read. Without a `file` the range is only read. Raises PackError if
+    it ends early.
     """
     digest, crcs = hashlib.sha256(), []
     zeros = bytes(CRC_BLOCK)
     end = start + nbytes
+    extents = _extents(source, start, end)
+    data = next(extents, None)
     while start < end:
-        block = _read(source, start, min(CRC_BLOCK, end - start))
+        size = min(CRC_BLOCK, end - start)
+        while data and data[1] <= start:
+            data = next(extents, None)
+        inside = start + size <= os.fstat(source).st_size
+        block = _read(source, start, size) if not inside or (data and data[0] < start + size) else zeros[:size]
         digest.update(block)
         crcs.append(f"{zlib.crc32(block):08x}")
         if file is not None:
@@ -148,9 +156,8 @@ def _extents(source: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         try:
             begin = min(os.lseek(source, start, os.SEEK_DATA), end)
             stop = min(os.lseek(source, begin, os.SEEK_HOLE), end)
-        except OSError:  # nothing but a hole up to the end, or no word of holes at all
-            size = os.fstat(source)
-            if size.st_blocks * 512 >= size.st_size:
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # no word of holes; ENXIO: nothing but a hole up to the end
                 yield start, end
             return
         if begin < stop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import os
 import random
 import shutil
@@ -272,6 +273,33 @@ def test_copies_are_the_same_whether_the_system_makes_them_or_not(tmp_path, pack
         pytest.skip("this system copies nothing by itself")
     repack(packed, tmp_path / "copy.llm")
     assert (tmp_path / "copy.llm").read_bytes() == packed.read_bytes()
+
+
+def test_holes_stay_holes_and_nothing_beside_them_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(pack_writer, "CRC_BLOCK", 1 << 16)
+    source, size = tmp_path / "source", 60 << 16
+    with open(source, "wb") as file:
+        file.truncate(size)
+        for at in (5, (7 << 16) - 3, 20 << 16, size - 70_000):  # across blocks, at their edges, near the end
+            file.seek(at)
+            file.write(b"data" * 1000)
+        file.flush()
+        os.fsync(file.fileno())
+    whole = source.read_bytes()
+    with open(source, "rb") as file:
+        for start, end in ((0, size), (3, size - 9), (8 << 16, 12 << 16), (30 << 16, size)):
+            copies = []
+            for copy in (pack_writer.copy_checked, pack_writer.copy_range):
+                with open(tmp_path / "copy", "w+b") as out:
+                    out.write(b"head")
+                    copies.append(copy(file.fileno(), start, end - start, out, lambda n: None))
+                    out.write(b"tail")
+                assert (tmp_path / "copy").read_bytes() == b"head" + whole[start:end] + b"tail"
+            assert copies[0][0] == hashlib.sha256(whole[start:end]).hexdigest()
+        with open(tmp_path / "copy", "wb") as out:
+            pack_writer.copy_checked(file.fileno(), 0, size, out, lambda n: None)
+    if source.stat().st_blocks * 512 < size:
+        assert (tmp_path / "copy").stat().st_blocks * 512 < size
 
 
 # -- foreign files --
