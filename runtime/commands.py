@@ -182,7 +182,7 @@ def pull(options: Options, terminal: Terminal) -> int:
 
 
 def list_models(options: Options, terminal: Terminal) -> int:
-    """The models on this machine."""
+    """The models on this machine: name, architecture, format, size, and where they lie."""
     from .sources import list_models as found
 
     models = found()
@@ -194,7 +194,7 @@ def list_models(options: Options, terminal: Terminal) -> int:
         terminal.say("no models found; `layerlift pull` fetches the default one")
     width = max((len(m.name) for m in models), default=0)
     for m in models:
-        facts = m.problem or f"{m.architecture:<10} {m.format:<8} {m.nbytes / 1e9:7.2f} GB"
+        facts = m.problem or f"{m.architecture:<10} {m.format:<8} {m.nbytes / 1e9:7.2f} GB  {m.path}"
         terminal.write(f"{m.name:<{width}}  {facts}\n")
     return 0
 

@@ -18,6 +18,7 @@ from .errors import LayerliftError
 NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")
 DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
+SUFFIX = re.compile(r"\.(gguf|llamafile|llm)$", re.IGNORECASE)  # llm: what `layerlift pack` writes
 MAX_MANIFEST = 1 << 20  # bytes
 MAX_FOLDERS = 6  # folders within folders
 OLLAMA_MODEL = "application/vnd.ollama.image.model"
@@ -125,7 +126,7 @@ def find(name: str) -> list[Place]:
         full = place.name.lower()
         bare = full.partition(":")[2] if place.where in ("ollama", "huggingface", "lmstudio") else full
         file = place.path.name.lower() if place.where != "ollama" else bare
-        return {full, bare, file, file.removesuffix(".gguf"), bare.removesuffix(".gguf")}
+        return {full, bare, file, SUFFIX.sub("", file), SUFFIX.sub("", bare)}
 
     known = [(place, names(place)) for place in places()]
     exact = [place for place, own in known if wanted in own]
@@ -155,7 +156,7 @@ def ollama_path(name: str) -> Path | None:
 
 def _own() -> Iterator[Place]:
     for path in _ggufs(models_dir()):
-        yield Place(path.name.removesuffix(".gguf"), path, "layerlift")
+        yield Place(SUFFIX.sub("", path.name), path, "layerlift")
 
 
 def _hub() -> Iterator[Place]:
@@ -175,13 +176,13 @@ def _flat(folders: list[Path], where: str) -> Iterator[Place]:
         except OSError:
             continue
         for path in paths:
-            yield Place(path.name.removesuffix(".gguf"), path, where)
+            yield Place(SUFFIX.sub("", path.name), path, where)
 
 
 def _lmstudio() -> Iterator[Place]:
     for folder in lmstudio_dirs():
         for path in _ggufs(folder):
-            yield Place(f"lmstudio:{path.relative_to(folder).as_posix().removesuffix('.gguf')}", path, "lmstudio")
+            yield Place("lmstudio:" + SUFFIX.sub("", path.relative_to(folder).as_posix()), path, "lmstudio")
 
 
 def _ollama() -> Iterator[Place]:
@@ -241,7 +242,7 @@ def _ggufs(folder: Path, depth: int = MAX_FOLDERS) -> Iterator[Path]:
 def _is_model(name: str) -> bool:
     """Whether a file name is that of a model, or of the first part of one."""
     lower = name.lower()
-    if not lower.endswith(".gguf") or lower.startswith("mmproj"):
+    if not SUFFIX.search(name) or lower.startswith("mmproj"):
         return False
     part = PART.search(name)
     return part is None or int(part[1]) == 1

@@ -21,7 +21,19 @@ from pathlib import Path
 
 from .download import CHUNK, Progress, ProgressLine, check_space, download, locked
 from .errors import DownloadError, UserError
-from .library import NAME, PART, FoundModel, Place, cache_dir, find, hub_files, list_models, models_dir, ollama_path
+from .library import (
+    NAME,
+    PART,
+    SUFFIX,
+    FoundModel,
+    Place,
+    cache_dir,
+    find,
+    hub_files,
+    list_models,
+    models_dir,
+    ollama_path,
+)
 from .library import parts as model_parts
 
 __all__ = [
@@ -124,7 +136,7 @@ def _by_name(name: str) -> Path:
         return places[0].path
     if places:
         raise UserError(f"{name!r} could be any of {_some(places)}", hint="give more of the name")
-    if looks_like_path or name.lower().endswith((".gguf", ".llamafile", ".zip")):
+    if looks_like_path or (SUFFIX.search(name) or name.lower().endswith(".zip")):
         raise UserError(f"model file {name!r} does not exist", hint="'layerlift list' shows the models that are here")
     raise UserError(
         f"no model {name!r} is here",
@@ -141,7 +153,7 @@ def _only_model(folder: Path) -> Path:
     found = sorted(
         p
         for p in folder.iterdir()
-        if p.suffix.lower() == ".gguf"
+        if SUFFIX.search(p.name)
         and not p.name.startswith("mmproj")
         and ((part := PART.search(p.name)) is None or int(part[1]) == 1)
     )

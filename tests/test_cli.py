@@ -219,7 +219,9 @@ def test_list_shows_the_models_of_the_cache(capsys, tiny, tmp_path, monkeypatch)
     (tmp_path / "models").mkdir()
     os.link(tiny(), tmp_path / "models" / "small.gguf")
     assert main(["list"]) == 0
-    assert capsys.readouterr().out.startswith("small ")
+    line = capsys.readouterr().out
+    assert line.startswith("small ")
+    assert line.endswith(f"{tmp_path / 'models' / 'small.gguf'}\n")
     assert main(["list", "--json"]) == 0
     assert [m["name"] for m in json.loads(capsys.readouterr().out)] == ["small"]
     assert main(["pull", "small"]) == 0

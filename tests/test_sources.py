@@ -534,6 +534,25 @@ def test_a_damaged_file_is_listed_with_its_problem(tmp_path):
     assert "\n" not in bad.problem + empty.problem
 
 
+def test_packed_files_and_llamafiles_are_models_by_their_names(tmp_path):
+    from ggufs import small
+    from layerlift.runtime.pack import pack
+
+    models = tmp_path / "cache" / "models"
+    models.mkdir(parents=True)
+    plain = small().write(tmp_path / "m.gguf")
+    pack(plain, models / "one.llm")
+    with zipfile.ZipFile(models / "two.llamafile", "w") as z:
+        z.write(plain, "m.gguf")
+    assert [(m.name, m.architecture, m.problem) for m in sources.list_models()] == [
+        ("one", "llama", ""), ("two", "llama", ""),
+    ]  # fmt: skip
+    assert sources.resolve("one") == sources.resolve("one.llm") == models / "one.llm"
+    assert sources.resolve("two") == models / "two.llamafile"
+    (models / "two.llamafile").unlink()
+    assert sources.resolve(models) == models / "one.llm"
+
+
 def test_a_sound_file_is_listed_with_its_header(tmp_path):
     import gguf
     import numpy as np
