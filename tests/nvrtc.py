@@ -1,0 +1,53 @@
+"""CUDA C++ to machine code without a GPU or a driver: NVIDIA's run-time compiler through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+
+class Nvrtc:
+    """libnvrtc of the package nvidia-cuda-nvrtc, or of an installed CUDA toolkit."""
+
+    def __init__(self, path: str):
+        # The library opens its other half by name alone: that must be there before.
+        for other in sorted(Path(path).parent.glob("libnvrtc-builtins.so*")):
+            ctypes.CDLL(str(other), ctypes.RTLD_GLOBAL)
+        self.lib = ctypes.CDLL(path)
+
+    def compile(self, text: str, arch: str) -> str:
+        """The assembler's remarks about a text built for `arch` ("sm_90"); fails the test where it does not build."""
+        program = ctypes.c_void_p()
+        assert self.lib.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"text.cu", 0, None, None) == 0
+        options = [f"-arch={arch}".encode(), b"-std=c++17", b"--ptxas-options=-v", b"-default-device"]
+        failed = self.lib.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+        size = ctypes.c_size_t()
+        self.lib.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+        log = ctypes.create_string_buffer(size.value)
+        self.lib.nvrtcGetProgramLog(program, log)
+        self.lib.nvrtcDestroyProgram(ctypes.byref(program))
+        assert not failed, f"{arch}: {log.value.decode()[:2000]}"
+        return log.value.decode()
+
+
+def nvrtc() -> Nvrtc:
+    """The compiler; skips the test where it is not installed."""
+    spec = find_spec("nvidia")
+    folders = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
+    found = [str(p) for folder in folders for p in folder.rglob("libnvrtc.so*")]
+    path = found[0] if found else ctypes.util.find_library("nvrtc")
+    if path is None:
+        pytest.skip("no CUDA compiler here; pip install 'layerlift[cuda-ci]'")
+    return Nvrtc(path)
+
+
+def spills(log: str) -> dict[str, int]:
+    """Bytes spilled by kernel, from the assembler's remarks."""
+    frame = r"\d+ bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+    pattern = r"Function properties for (\w+)\W+ptxas\W+" + frame
+    return {name: int(stores) + int(loads) for name, stores, loads in re.findall(pattern, log)}
