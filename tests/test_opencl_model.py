@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from layerlift.backends.base import Span, Step
 from layerlift.backends.opencl import OpenCLBackend
 from layerlift.runtime.engine import Engine
 from layerlift.runtime.model import Model
+from layerlift.runtime.perplexity import perplexity
 from layerlift.runtime.request import Request
 from layerlift.runtime.sampler import Sampling
 from opencl_here import opencl_device
@@ -114,3 +116,16 @@ def test_the_default_models_answers_equal_the_cpus(default_model):
             requests = [Request(tokens, sampling=Sampling(temperature=0), max_tokens=12) for tokens in encoded]
             answers.append([engine.submit(request).result().text for request in requests])
     assert answers[0] == answers[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_default_models_perplexity_equals_the_cpus(default_model):
+    opencl_device()
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    found = []
+    for gpu in ("disable", "opencl"):
+        with Model.load(default_model, ngl=999, gpu=gpu) as model:
+            scores = list(perplexity(model, model.tokenizer.encode(text), context=128, batch=128, chunks=2))
+            found.append(scores[-1].perplexity)
+    assert abs(found[1] / found[0] - 1) < 0.003, found
