@@ -17,7 +17,7 @@ _byte = c_char.from_buffer
 def address(x: NDArray[Any]) -> int:
     """Where a C-contiguous array's first element lies; the caller keeps the array alive."""
     if x.flags.writeable and x.size:
-        return addressof(_byte(x))
+        return addressof(_byte(x))  # pyright: ignore[reportArgumentType]  (an ndarray is a buffer)
     return x.__array_interface__["data"][0]
 
 

@@ -13,7 +13,23 @@ namespace layerlift::LL_ISA {
 // A few rows ahead of the reader: the hardware's own prefetcher stops at each 4 KiB page.
 constexpr int kAhead = 4096;
 
+// How many vectors' products are added in 16 bits: quants of b bits times 127, two to a sum, must stay below 2^15.
+template <class L> constexpr int word_run() {
+  int most = L::kSigned ? 0 : L::kBits <= 4 ? 8 : L::kBits == 5 ? 4 : 2, all = 8 / L::kSubs;
+  return most < all ? most : all;
+}
+
 template <class L, int width> static inline i32x16 half_block(const u8x64* w, int first, int count, const int8_t* a, i32x16 acc) {
+#ifdef LL_WORD_SUMS
+  if constexpr (word_run<L>() > 0) {
+    for (int run = first; run < first + count; run += word_run<L>()) {
+      i16x32 sum = zero_i16();
+      for (int g = run; g < run + word_run<L>(); g++) sum = dot2_us(sum, w[g], a + g * width * 4);
+      acc = add_pairs(acc, sum);
+    }
+    return acc;
+  }
+#endif
   LL_UNROLL(8)
   for (int g = first; g < first + count; g++) acc = dot4<L>(acc, w[g], a + g * width * 4);
   return acc;
@@ -118,6 +134,28 @@ template <class L> static void unpack_panel(const Matrix& m, int64_t band, int64
 // of registers and moves sums through memory.
 template <class L, int width>
 static inline void tile_dots(const uint8_t (*w)[2][64], int count, const int8_t* a, i32x16 (&acc)[2][width]) {
+#ifdef LL_WORD_SUMS
+  if constexpr (word_run<L>() > 0) {
+    for (int run = 0; run < count; run += word_run<L>()) {
+      i16x32 sum[2][width];
+      for (int c = 0; c < width; c++) sum[0][c] = sum[1][c] = zero_i16();
+      int end = run + word_run<L>();
+      asm("" : "+r"(end));  // keeps the loop a loop, see above
+      for (int g = run; g < end; g++, a += width * 4) {
+        u8x64 w0 = load_u8(w[g][0]), w1 = load_u8(w[g][1]);
+        for (int c = 0; c < width; c++) {
+          sum[0][c] = dot2_us(sum[0][c], w0, a + c * 4);
+          sum[1][c] = dot2_us(sum[1][c], w1, a + c * 4);
+        }
+      }
+      for (int c = 0; c < width; c++) {
+        acc[0][c] = add_pairs(acc[0][c], sum[0][c]);
+        acc[1][c] = add_pairs(acc[1][c], sum[1][c]);
+      }
+    }
+    return;
+  }
+#endif
   LL_UNROLL(1)
   for (int g = 0; g < count; g++, a += width * 4) {
     u8x64 w0 = load_u8(w[g][0]), w1 = load_u8(w[g][1]);

@@ -147,6 +147,21 @@ static inline i32x16 dot4_us(i32x16 acc, u8x64 w, const int8_t* a) {
   return {dot4_us(acc.lo, w.lo, b), dot4_us(acc.hi, w.hi, b)};
 }
 
+// Sums of products in 16 bits, two to a lane: as many as cannot overflow are added before they are widened.
+#define LL_WORD_SUMS
+struct i16x32 { __m256i lo, hi; };
+static inline i16x32 zero_i16() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+static inline i16x32 dot2_us(i16x32 acc, u8x64 w, const int8_t* a) {
+  int32_t four;
+  __builtin_memcpy(&four, a, 4);
+  __m256i b = _mm256_set1_epi32(four);
+  return {_mm256_add_epi16(acc.lo, _mm256_maddubs_epi16(w.lo, b)), _mm256_add_epi16(acc.hi, _mm256_maddubs_epi16(w.hi, b))};
+}
+static inline i32x16 add_pairs(i32x16 acc, i16x32 a) {
+  __m256i ones = _mm256_set1_epi16(1);
+  return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(a.lo, ones)), _mm256_add_epi32(acc.hi, _mm256_madd_epi16(a.hi, ones))};
+}
+
 static inline u8x64 and_or(u8x64 a, u8x64 mask, u8x64 b) { return or_(and_(a, mask), b); }
 constexpr bool kSignedProducts = true;
 static inline i32x16 dot4_ss(i32x16 acc, u8x64 w, const int8_t* a) {
