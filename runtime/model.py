@@ -55,7 +55,7 @@ class Model:
         try:
             self._load_layers()
         except BaseException:
-            self.close()
+            self._close_backends()  # the file stays open: the caller may try another plan
             raise
 
     @classmethod
@@ -198,11 +198,14 @@ class Model:
 
     def close(self) -> None:
         """Gives back devices, threads and the mapped file."""
+        self._close_backends()
+        self.gguf.close()
+
+    def _close_backends(self) -> None:
         for backend in self._backends.values():
             with suppress(Exception):
                 backend.close()
         self._backends.clear()
-        self.gguf.close()
 
     def __enter__(self) -> Model:
         return self

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from layerlift.backends.base import Span, Step
+from layerlift.backends.base import DeviceOutOfMemory, Span, Step
 from layerlift.backends.opencl import OpenCLBackend
 from layerlift.runtime.engine import Engine
 from layerlift.runtime.model import Model
@@ -129,3 +132,54 @@ def test_the_default_models_perplexity_equals_the_cpus(default_model):
             scores = list(perplexity(model, model.tokenizer.encode(text), context=128, batch=128, chunks=2))
             found.append(scores[-1].perplexity)
     assert abs(found[1] / found[0] - 1) < 0.003, found
+
+
+def test_out_of_memory_at_any_allocation_means_fewer_layers(tiny, monkeypatch):
+    opencl_device()
+    path, real, calls = tiny("F32"), OpenCLBackend._alloc, []
+
+    def fails_at(place):
+        def allocate(self, nbytes):
+            calls.append(nbytes)
+            if len(calls) == place:
+                raise DeviceOutOfMemory(f"{self.device}: no memory for {nbytes} bytes", nbytes=nbytes)
+            return real(self, nbytes)
+
+        monkeypatch.setattr(OpenCLBackend, "_alloc", allocate)
+        calls.clear()
+
+    fails_at(0)
+    Model.load(path, ngl=999, gpu="opencl", context=32).close()
+    for place in range(1, len(calls) + 1):
+        fails_at(place)
+        notices: list[str] = []
+        with Model.load(path, ngl=999, gpu="opencl", context=32, notify=notices.append) as model:
+            on_gpu = sum(len(stage.blocks) for stage in model.stages if stage.backend.name == "opencl")
+            assert model.plan.layers_gpu == on_gpu <= 2
+            assert any(backend.name != "opencl" for backend in model.backends)
+        assert any("trying again" in line for line in notices), place
+
+
+@pytest.mark.slow
+def test_two_devices_share_the_layers(tiny):
+    opencl_device()
+    code = """
+import sys
+from layerlift.runtime.engine import Engine
+from layerlift.runtime.model import Model
+from layerlift.runtime.request import Request
+from layerlift.runtime.sampler import Sampling
+for gpu in ("disable", "opencl"):
+    with Model.load(sys.argv[1], ngl=999, gpu=gpu, context=64, tensor_split=(1, 1)) as model:
+        with Engine(model, context=64, kv_dtype="f32") as engine:
+            request = Request([1, 7, 250, 33, 4], sampling=Sampling(temperature=0), max_tokens=6, ignore_eos=True)
+            print(len(model.backends), engine.submit(request).result().tokens)
+"""
+    env = {**os.environ, "POCL_DEVICES": "pthread pthread"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny("F32"))], env=env, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    alone, together = done.stdout.splitlines()
+    assert (alone[0], together[0]) == ("1", "2")
+    assert alone[1:] == together[1:]
