@@ -274,6 +274,8 @@ def _packed_args(options: Options) -> str | None:
 def _wheels(options: Options, terminal: Terminal) -> Iterator[Any]:
     """The wheels to carry, in a folder that goes away; None without --bundle-deps."""
     if options.bundle is not True:
+        if options.pythons:
+            raise UserError("--pythons says what --bundle-deps carries, which is not among the flags")
         yield None
         return
     from .pack_bundle import gather

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -194,6 +195,6 @@ def _download(folder: Path, wanted: Sequence[str], version: str) -> list[Path]:
     for wheel in place.glob("*.whl"):
         target = folder / wheel.name
         if not target.exists():
-            target.hardlink_to(wheel)
+            shutil.copyfile(wheel, target)
         found.append(target)
     return found

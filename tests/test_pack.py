@@ -218,6 +218,7 @@ def test_pack_verify_unpack_from_the_command_line(tmp_path, content, capsys, mon
         (["pack", "m.gguf", "-o", "x", "--", "--tmp", "0"], "unknown flag --tmp"),
         (["pack", "m.gguf", "-o", "x", "--", "-m", "y"], "the packed file is the model itself"),
         (["pack", "m.gguf", "-o", "x", "--bundle-deps", "--pythons", "2.7"], "a version of Python from 3.10 on"),
+        (["pack", "m.gguf", "-o", "x", "--pythons", "3.10"], "--pythons says what --bundle-deps carries"),
         (["unpack", "m.gguf"], "is a plain GGUF"),
         (["unpack", "m.llm"], "'m.gguf' exists already"),
         (["unpack", "m.llm", "-o", "m.llm"], "is the packed file itself"),
