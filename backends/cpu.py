@@ -71,6 +71,8 @@ class CpuBackend(NativeOps):
         if native.library() is None:
             return Probe("cpu", reason=native.reason())
         forced, names = native.forced_isa(), native.isa_names()
+        if forced == "numpy":
+            return Probe("cpu", reason="LAYERLIFT_ISA=numpy asks for it")
         if forced and forced not in names:
             return Probe("cpu", reason=f"LAYERLIFT_ISA={forced} cannot run here; this CPU runs {', '.join(names)}")
         return Probe("cpu", (DeviceInfo("cpu", 0, "CPU", "cpu", False, detail=forced or names[0]),))
@@ -80,6 +82,7 @@ class CpuBackend(NativeOps):
         return cls(device, threads=options.get("threads"))
 
     def close(self) -> None:
+        self._programs.clear()
         self._close()
         self._ctx = 0
 

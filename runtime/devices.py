@@ -7,18 +7,8 @@ from collections.abc import Sequence
 from ..backends.base import DeviceInfo, Probe
 from ..backends.errors import BackendUnavailable
 from .errors import UserError
+from .gpu_kinds import ALIASES, KINDS
 
-KINDS = ("auto", "nvidia", "amd", "opencl", "disable")
-ALIASES = {
-    "cuda": "nvidia",
-    "cublas": "nvidia",
-    "rocm": "amd",
-    "rocblas": "amd",
-    "hip": "amd",
-    "cpu": "disable",
-    "disabled": "disable",
-    "none": "disable",
-}
 SPELLED = {"cuda": "CUDA", "opencl": "OpenCL"}
 HOST_BACKENDS = ("cpu", "numpy")
 
@@ -47,6 +37,10 @@ def choose_devices(gpu: str, probes: Sequence[Probe]) -> tuple[list[DeviceInfo],
         if gpus:
             return [device for device in gpus if device.backend == gpus[0].backend], ""
         return [], f"no GPU in use, all layers on the CPU ({_reasons(probes)})"
+    if kind.split(":")[0] in HOST_BACKENDS:
+        raise UserError(
+            f"--gpu {gpu} is no GPU", hint="--gpu disable computes on the CPU; LAYERLIFT_ISA=numpy does so with NumPy"
+        )
     if kind in KINDS:
         devices = _of_kind(kind, found)
     elif kind.split(":")[0] in {probe.backend for probe in probes}:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .gpu_kinds import ALIASES, KINDS
+
 COMMANDS = {
     "bench": "measure tokens per second",
     "perplexity": "score a text: exp of the mean negative log likelihood",
@@ -155,12 +157,7 @@ ALL_LAYERS = 999
 TEXT = Kind("TEXT", str)
 FILE = Kind("FILE", str)
 LAYERS = Kind("N|auto|all", _layers)
-GPU = choice(
-    *("auto", "nvidia", "amd", "opencl", "disable"),
-    aliases={"cuda": "nvidia", "cublas": "nvidia", "rocm": "amd", "rocblas": "amd", "hip": "amd"}
-    | {"disabled": "disable", "cpu": "disable"},
-    pattern=r"[a-z]+:\d{1,3}",  # one device by name
-)
+GPU = choice(*KINDS, aliases=ALIASES, pattern=r"[a-z]+:\d{1,3}")  # the pattern: one device by name
 KV_DTYPE = choice("f16", "bf16", "f32")
 NAMES = Kind("A;B;…", _words)
 COUNTS = listed(integer(low=0))

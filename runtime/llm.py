@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from os import PathLike
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from .request import Done, Request, Stream, Token
 from .sampler import Sampling
 from .sources import resolve
 
+KV_DTYPES = get_args(KVDtype)
 SAMPLING = frozenset(f.name for f in fields(Sampling))
 
 
@@ -47,6 +48,10 @@ class LLM:
         kv_dtype: KVDtype = "f16",
         notify: Callable[[str], None] | None = None,
     ):
+        if not (ngl in ("auto", "all") or (isinstance(ngl, int) and ngl >= 0)):
+            raise UserError(f"ngl is {ngl!r}", hint="a number of layers, 'auto' or 'all'")
+        if kv_dtype not in KV_DTYPES:
+            raise UserError(f"kv_dtype is {kv_dtype!r}", hint=f"one of {', '.join(KV_DTYPES)}")
         self.model = Model.load(
             resolve(path), ngl=ngl, gpu=gpu, context=context, kv_dtype=kv_dtype, threads=threads, notify=notify
         )
@@ -159,7 +164,11 @@ class LLM:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         request = Request(tokens, Sampling(**sampling), max_tokens, stops)
         events = self.engine.submit(request)
-        return self._pieces(events) if stream else events.result().text
+        if not stream:
+            return events.result().text
+        pieces = self._pieces(events)
+        weakref.finalize(pieces, events.cancel).atexit = False  # also for a stream that nobody ever read
+        return pieces
 
     def _pieces(self, events: Stream) -> Iterator[str]:
         """The text of a stream; leaving the loop early cancels the request."""

@@ -93,3 +93,9 @@ def test_the_notice_of_auto_gives_each_reason_on_one_line():
         "no GPU in use, all layers on the CPU (CUDA: libcuda.so.1: not found; "
         "OpenCL: only opencl:0 cpu card, a CPU; opencl:1 cpu card, a CPU)"
     )
+
+
+@pytest.mark.parametrize("name", ["cpu:0", "numpy", "numpy:0"])
+def test_a_host_device_is_no_gpu(name):
+    with pytest.raises(UserError, match="is no GPU"):
+        choose_devices(name, [Probe("cpu", (DeviceInfo("cpu", 0, "CPU", "cpu", False),))])

@@ -80,8 +80,15 @@ def test_a_prompt_beyond_the_context_is_refused(llm):
         llm.generate("Hello " * 200)
 
 
-@pytest.mark.parametrize("setting", [{"context": -5}, {"slots": 0}])
-def test_impossible_sizes_are_refused(tiny, setting):
+def test_a_stream_that_nobody_reads_frees_its_slot(tiny):
+    with layerlift.LLM(tiny(), gpu="disable", slots=1, context=8192, threads=1) as llm:
+        llm.generate("Hello", max_tokens=-2, stream=True)
+        gc.collect()
+        assert isinstance(llm.generate("Hello", max_tokens=1), str)
+
+
+@pytest.mark.parametrize("setting", [{"context": -5}, {"slots": 0}, {"ngl": "many"}, {"ngl": -3}, {"kv_dtype": "q8"}])
+def test_impossible_settings_are_refused(tiny, setting):
     with pytest.raises(UserError, match=next(iter(setting))):
         layerlift.LLM(tiny(), gpu="disable", **setting)
 
