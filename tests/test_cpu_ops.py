@@ -281,3 +281,11 @@ def test_a_cache_commits_memory_as_it_is_written(ops):
     kv = ops.kv_alloc(1 << 20, 8, 64, "f16")  # 2 GiB
     kv.k[0] = kv.v[0] = 1.0
     assert psutil.Process().memory_info().rss - before < 8 << 20
+
+
+@pytest.mark.parametrize("gap", [-32, -16, 16, 32])
+def test_a_nan_hides_no_neighbour_from_pick(ops, gap):
+    x, highest = np.zeros((64, 256), np.float32), 128 + np.arange(64)
+    x[np.arange(64), highest] = 9.0
+    x[np.arange(64), (highest + gap) % 256] = np.nan
+    np.testing.assert_array_equal(ops.pick(x), highest)

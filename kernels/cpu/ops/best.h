@@ -8,7 +8,9 @@ namespace layerlift::LL_ISA {
 constexpr int kBestBlock = 64;
 
 static inline float block_highest(const float* x) {
-  return hmax(max(max(load(x), load(x + 16)), max(load(x + 32), load(x + 48))));
+  f32x16 highest = set1(-__builtin_inff());
+  for (int i = 0; i < kBestBlock; i += 16) highest = max(load(x + i), highest);  // of a NaN and a number, the second
+  return hmax(highest);
 }
 
 static int64_t argmax(const float* x, int64_t n) {
