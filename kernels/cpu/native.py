@@ -16,7 +16,7 @@ from typing import Any
 
 __all__ = ["ABI_VERSION", "declare", "forced_isa", "isa_names", "library", "reason"]
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 FILE_NAME = "layerlift_cpu.so"
 
 INPUT = [c_void_p, c_void_p, c_int64, c_void_p, c_float]  # context, x, T, norm, eps
