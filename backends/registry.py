@@ -15,6 +15,7 @@ BUILTIN = {
     "cpu": ("cpu", "CpuBackend"),
     "numpy": ("numpy_", "NumpyBackend"),
 }
+HOST = ("cpu", "numpy")  # compute on the host, the better one first
 
 
 def names() -> tuple[str, ...]:
@@ -33,10 +34,13 @@ def backend_class(name: str) -> type[Backend]:
     raise BackendUnavailable(f"backend {name!r} is unknown", hint=f"known: {', '.join(names())}")
 
 
-def probe_all() -> tuple[Probe, ...]:
-    """What every backend found on this machine. A third party's backend that fails is reported, not raised."""
+def probe_all(*, gpus: bool = True) -> tuple[Probe, ...]:
+    """What every backend found on this machine; without `gpus`, the host's only, which loads no driver.
+
+    A third party's backend that fails is reported, not raised.
+    """
     probes = []
-    for name in names():
+    for name in names() if gpus else HOST:
         try:
             probes.append(backend_class(name).probe())
         except Exception as error:

@@ -13,6 +13,12 @@ SPELLED = {"cuda": "CUDA", "opencl": "OpenCL"}
 HOST_BACKENDS = ("cpu", "numpy")
 
 
+def wants_gpu(gpu: str) -> bool:
+    """Whether `--gpu` asks for any device but the host."""
+    name = gpu.strip().lower()
+    return ALIASES.get(name, name) != "disable"
+
+
 def choose_devices(gpu: str, probes: Sequence[Probe]) -> tuple[list[DeviceInfo], str]:
     """The devices that take layers, and a one-line notice for the user ("" when there is nothing to say).
 
@@ -29,7 +35,7 @@ def choose_devices(gpu: str, probes: Sequence[Probe]) -> tuple[list[DeviceInfo],
     """
     name = gpu.strip().lower()
     kind = ALIASES.get(name, name)
-    if kind == "disable":
+    if not wants_gpu(gpu):
         return [], ""
     found = [device for probe in probes for device in probe.devices if device.backend not in HOST_BACKENDS]
     if kind == "auto":

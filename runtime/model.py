@@ -18,7 +18,7 @@ from ..backends import registry
 from ..backends.base import Array, Backend, DeviceInfo, KVDtype, Linear, Norm, Stage, Step
 from ..backends.errors import DeviceOutOfMemory
 from ..backends.formats import BY_NAME
-from .devices import choose_devices
+from .devices import choose_devices, wants_gpu
 from .gguf import GGUF, open_gguf
 from .kv import KVCache
 from .models import architecture
@@ -82,8 +82,9 @@ class Model:
         gguf = open_gguf(path)
         try:
             config = architecture(gguf).read_config(gguf)
-            probes = registry.probe_all()
-            devices, notice = choose_devices("disable" if ngl == 0 else gpu, probes)
+            gpu = "disable" if ngl == 0 else gpu
+            probes = registry.probe_all(gpus=wants_gpu(gpu))
+            devices, notice = choose_devices(gpu, probes)
             host, host_notice = registry.host_device(probes)
             for line in filter(None, (notice, host_notice)):
                 notify(line)

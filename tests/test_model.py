@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from fake import HOST, FakeBackend, HostBackend, fake_gpu, open_fake
@@ -133,3 +136,13 @@ def test_without_native_kernels_numpy_computes_and_says_why_once(tiny, monkeypat
     assert len(lines) == 1
     assert lines[0].startswith("computing with NumPy, which is slow: ")
     assert "LAYERLIFT_ISA=numpy" in lines[0]
+
+
+def test_without_a_gpu_wanted_no_driver_is_loaded(tiny):
+    code = """
+import sys, layerlift
+layerlift.LLM(sys.argv[1], gpu="disable", threads=1).close()
+print(sorted({"pyopencl", "cupy"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code, tiny()], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -9,10 +9,9 @@ namespace {
 
 constexpr size_t kHugePage = size_t(2) << 20;
 
-size_t whole_pages(size_t nbytes) {
-  size_t page = nbytes >= kHugePage ? kHugePage : 4096;
-  return (nbytes + page - 1) / page * page;
-}
+// Not whole huge pages: maps lie side by side and the system joins them, so that a huge page holds the end of one
+// matrix and the beginning of the next, and none is half empty.
+size_t whole_pages(size_t nbytes) { return (nbytes + 4095) / 4096 * 4096; }
 
 }  // namespace
 
