@@ -33,7 +33,7 @@ from .base import (
 )
 from .cpu_memory import address, give_back, ready
 from .cpu_ops import ACTIVATIONS, NativeOps
-from .cpu_threads import default_threads
+from .cpu_threads import default_threads, most_threads
 from .formats import BY_NAME
 
 
@@ -53,7 +53,7 @@ class CpuBackend(NativeOps):
         if lib is None:
             raise BackendUnavailable(f"cpu: {native.reason()}")
         isa = native.forced_isa()
-        self.threads = threads or default_threads()
+        self.threads = min(threads or default_threads(), most_threads())
         self._lib = lib
         self._ctx: int = lib.ll_open(self.threads, isa.encode()) or 0
         if not self._ctx:

@@ -6,10 +6,15 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-__all__ = ["default_threads"]
+__all__ = ["default_threads", "most_threads"]
 
 SYSTEM = Path("/")
 UNLIMITED = float("inf")
+
+
+def most_threads() -> int:
+    """Threads beyond which more of them only wait for each other: four for each processor of the machine."""
+    return 4 * (os.cpu_count() or 1)
 
 
 def default_threads(system: Path = SYSTEM) -> int:

@@ -99,3 +99,14 @@ def test_this_machines_own_mask_is_respected(monkeypatch):
         assert cpu_threads.default_threads() == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_a_thousand_threads_are_cut_to_what_the_machine_can_use():
+    from layerlift.backends.cpu import CpuBackend
+    from layerlift.backends.cpu_threads import most_threads
+
+    if not CpuBackend.probe().devices:
+        pytest.skip(CpuBackend.probe().reason)
+    backend = CpuBackend.open(CpuBackend.probe().devices[0], threads=1000)
+    assert backend.threads == most_threads() < 1000
+    backend.close()
