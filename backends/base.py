@@ -323,6 +323,10 @@ class Backend(ABC):
             q = self.rms_norm(q, wq.norm, kv.head_dim)
         if wk.norm:
             k = self.rms_norm(k, wk.norm, kv.head_dim)
+        return self.rope_append(q, k, v, kv, rope, step)
+
+    def rope_append(self, q: Array, k: Array, v: Array, kv: KVStore, rope: RopeSpec | None, step: Step) -> Array:
+        """Rotates q and k where there is a rope, writes k and v to the cache; the rotated q. May reuse their memory."""
         if rope:
             q = self.rope(q, kv.head_dim, rope, step)
             k = self.rope(k, kv.head_dim, rope, step)

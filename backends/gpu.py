@@ -123,7 +123,7 @@ class GpuBackend(GpuCache):
         assert isinstance(kv, GpuKVStore)
         t, columns = x.shape
         if t > self.tuning.few or wq.norm or wk.norm:
-            return self._qkv_apart(x, norm, wq, wk, wv, rope, kv, step)
+            return super().qkv(x, norm, wq, wk, wv, rope, kv, step)
         layout, data = self._layout(step, rope)
         q, k, v = wq.weight, wk.weight, wv.weight
         y, lanes = self.empty((t, q.shape[0])), self.tuning.lanes_of(columns)
@@ -136,23 +136,10 @@ class GpuBackend(GpuCache):
         )  # fmt: skip
         return y
 
-    def _qkv_apart(
-        self,
-        x: GpuArray,
-        norm: Norm,
-        wq: Linear,
-        wk: Linear,
-        wv: Linear,
-        rope: RopeSpec | None,
-        kv: KVStore,
-        step: Step,
+    def rope_append(
+        self, q: GpuArray, k: GpuArray, v: GpuArray, kv: KVStore, rope: RopeSpec | None, step: Step
     ) -> GpuArray:
-        h = self.rms_norm(x, norm)  # [T, d]
-        q, k, v = self.linear(h, wq), self.linear(h, wk), self.linear(h, wv)
-        if wq.norm:
-            q = self.rms_norm(q, wq.norm, kv.head_dim)
-        if wk.norm:
-            k = self.rms_norm(k, wk.norm, kv.head_dim)
+        assert isinstance(kv, GpuKVStore)
         self._rope_append(q, q, k, v, kv, kv.head_dim, rope, step)
         return q
 
