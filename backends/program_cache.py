@@ -12,16 +12,14 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from .cache_folder import cache_dir
+
 MAGIC = b"layerlift program 1\n"
 
 
 def default_folder() -> Path:
-    """`programs` in LAYERLIFT_CACHE, or in the system's place for caches. May not exist yet."""
-    if chosen := os.environ.get("LAYERLIFT_CACHE"):
-        return Path(chosen).expanduser().absolute() / "programs"
-    from platformdirs import user_cache_dir
-
-    return Path(user_cache_dir("layerlift", appauthor=False)) / "programs"
+    """`programs` in layerlift's cache. May not exist yet."""
+    return cache_dir() / "programs"
 
 
 class ProgramCache:

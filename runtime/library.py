@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..backends.cache_folder import cache_dir
 from .errors import LayerliftError
 
 NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")
@@ -44,15 +45,6 @@ class FoundModel:
     architecture: str  # "llama"
     where: str
     problem: str = ""
-
-
-def cache_dir() -> Path:
-    """layerlift's own cache: LAYERLIFT_CACHE, or the system's place for caches. May not exist yet."""
-    if chosen := os.environ.get("LAYERLIFT_CACHE"):
-        return Path(chosen).expanduser().absolute()
-    from platformdirs import user_cache_dir
-
-    return Path(user_cache_dir("layerlift", appauthor=False))
 
 
 def models_dir() -> Path:
