@@ -2,7 +2,8 @@
 
 A GGUF block holds codes and scales side by side, in 18, 34 or 210 bytes, which no wide load fits. Here a matrix is
 cut into units of 32 weights, in row order, and each kind of data lies together for all units: codes first (byte j of 16
-holds weight j low and weight 16 + j high; further bits as 32-bit masks), then scales. Every value stays exact.
+holds weight j low and weight 16 + j high; further bits as 32-bit masks, where bit 8 i + v is of weight 4 v + i: one
+shift brings the bits of four weights to their four bytes), then scales. Every value stays exact.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ def pack_4(codes: Bytes) -> Bytes:
 
 
 def pack_bit(codes: Bytes, place: int) -> Bytes:
-    """Bit `place` of codes [..., 32] as a mask of 4 bytes."""
-    return np.packbits(codes >> place & 1, axis=-1, bitorder="little")
+    """Bit `place` of codes [..., 32] as a mask of 4 bytes: byte i has it of weights i, 4 + i, … 28 + i."""
+    turned = codes.reshape(*codes.shape[:-1], 8, 4).swapaxes(-1, -2)  # [..., 4, 8]
+    return np.packbits(turned >> place & 1, axis=-1, bitorder="little")[..., 0]
 
 
 def _scale_and_codes(blocks: Bytes, head: int) -> Planes:
@@ -57,7 +59,8 @@ def _scale_and_codes(blocks: Bytes, head: int) -> Planes:
 
 
 def _five_bits(blocks: Bytes, head: int) -> Planes:
-    return [blocks[:, head + 4 :], blocks[:, head : head + 4], blocks[:, :head]]
+    high = np.unpackbits(blocks[:, head : head + 4], axis=-1, bitorder="little")  # [n, 32]
+    return [blocks[:, head + 4 :], pack_bit(high, 0), blocks[:, :head]]
 
 
 def _sub_scales(packed: Bytes) -> Bytes:

@@ -51,3 +51,9 @@ def spills(log: str) -> dict[str, int]:
     frame = r"\d+ bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
     pattern = r"Function properties for (\w+)\W+ptxas\W+" + frame
     return {name: int(stores) + int(loads) for name, stores, loads in re.findall(pattern, log)}
+
+
+def registers(log: str) -> dict[str, int]:
+    """Registers of a thread by kernel."""
+    pattern = r"Compiling entry function '(\w+)'.*?Used (\d+) registers"
+    return {name: int(n) for name, n in re.findall(pattern, log, re.DOTALL)}

@@ -30,7 +30,8 @@ def test_q6_k_planes_decode_to_the_same_values():
     quads = planes[: 16 * units].reshape(units, 16)
     codes = np.concatenate([quads & 15, quads >> 4], axis=1).astype(np.int32)
     masks = planes[16 * units : 24 * units].view("<u4").reshape(units, 2, 1)
-    bits = masks >> np.arange(32, dtype=np.uint32) & 1
+    weight = np.arange(32, dtype=np.uint32)
+    bits = masks >> (weight % 4 * 8 + weight // 4) & 1
     codes = codes + 16 * bits[:, 0].astype(np.int32) + 32 * bits[:, 1].astype(np.int32) - 32
     scales = planes[24 * units : 26 * units].view(np.int8).reshape(units, 2, 1).astype(np.float32)
     mains = planes[26 * units :].view("<f2").astype(np.float32)

@@ -26,10 +26,10 @@ UNROLL_UNIT
   }
 }
 
-// One more bit of each weight: bit j of `bits` is bit `place` of weight j.
+// One more bit of each weight: bit 8 i + v of `bits` is bit `place` of weight 4 v + i.
 DEVICE void code_bit(u32 bits, int place, int *q) {
 UNROLL_UNIT
-  for (int j = 0; j < 32; j++) q[j] |= ((bits >> j) & 1) << place;
+  for (int j = 0; j < 32; j++) q[j] |= ((bits >> (j % 4 * 8 + j / 4)) & 1) << place;
 }
 
 DEVICE void scaled(const int *q, float scale, float minimum, float *out) {

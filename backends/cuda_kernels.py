@@ -1,0 +1,121 @@
+"""The programs of kernels/cuda: their text, grids, workspaces, and what they can do. Pure Python; knows no driver.
+
+A program is what one compilation builds. Its kernels' arguments stand in their own files; `signatures` of
+kernels/sources.py reads them. Everything here depends on shapes and formats only, so a backend can ask before it loads.
+Compile with neither --use_fast_math nor -ftz=true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ..kernels import sources
+
+MATVEC_FORMATS = {  # weights that one 16-byte load brings
+    "F32": 4, "F16": 8, "BF16": 8, "Q8_0": 16, "Q4_0": 32, "Q4_1": 32, "Q5_0": 32, "Q5_1": 32, "Q4_K": 32, "Q5_K": 32,
+    "Q6_K": 32, "IQ4_NL": 32,
+}  # fmt: skip
+MATVEC_TOKENS = 8  # tokens of one launch, at most
+ROWS_AT_ONCE = 4  # rows of a warp, kernels/cuda/matvec.h
+STATIC_SHARED = 48 << 10  # bytes of shared memory that a block has without asking
+
+Macros = Mapping[str, int | str]
+
+
+def text_of(files: Iterable[str], macros: Macros, *, prelude: str | None = None) -> str:
+    """Macros, prelude, and files of kernels/ ("cuda/matvec"); `prelude` replaces that of CUDA, for other compilers."""
+    defines = [f"#define {name} {value}" for name, value in sorted(macros.items())]
+    start = [prelude] if prelude is not None else [sources.read("cuda/prelude.h"), sources.read("cuda/ptx.h")]
+    return "\n".join([*defines, *start, *(sources.read(f"{file}.h") for file in files)])
+
+
+def matvec_ready(columns: int, *formats: str) -> bool:
+    """Whether products of few tokens with such matrices have a kernel here."""
+    return columns % 32 == 0 and all(fmt in MATVEC_FORMATS for fmt in formats)
+
+
+@dataclass(frozen=True)
+class Matvec:
+    """A program of matvec.h for `tokens` tokens: "project", "gated", "qkv" or "head", over `formats`.
+
+    `rows` is the size of the larger matrix; qkv has three formats, the others one.
+    """
+
+    kind: str
+    columns: int
+    tokens: int
+    formats: tuple[str, ...]
+    rows: int = 0
+
+    def __post_init__(self) -> None:
+        assert 1 <= self.tokens <= MATVEC_TOKENS, self.tokens
+        assert matvec_ready(self.columns, *self.formats), self
+        assert len(self.formats) == (3 if self.kind == "qkv" else 1), self.formats
+
+    @property
+    def warps(self) -> int:
+        """Warps of a block: few where there are few rows, so that the blocks spread evenly."""
+        return 8 if self.rows >= 8192 or self.columns > 4096 else 4
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps
+
+    @property
+    def tile(self) -> int:
+        """Columns of x in shared memory at a time."""
+        return self._tile(self.most_split)
+
+    def _tile(self, most_split: int) -> int:
+        strides = [_ahead(f) * 32 * self.split(f, most_split) * MATVEC_FORMATS[f] for f in self.formats]
+        stride = max(strides)  # of powers of two, so each divides the largest
+        room = (STATIC_SHARED - 4096) // (self.tokens * 4) * 16 // 17 - 288
+        whole = -(-self.columns // 32) * 32
+        return whole if whole <= room else room // stride * stride
+
+    @property
+    def most_split(self) -> int:
+        """Warps that share a row, at most."""
+        for most in (4, 2):
+            if self._tile(most):
+                return most
+        return 1
+
+    def split(self, fmt: str, most: int = 0) -> int:
+        """Warps that share a row of a matrix of this format."""
+        chunks, split = self.columns // MATVEC_FORMATS[fmt], 1
+        while 2 * split <= (most or self.most_split) and chunks >= 64 * split:
+            split *= 2
+        return split
+
+    def block_rows(self, fmt: str) -> int:
+        """Rows that one block makes."""
+        return ROWS_AT_ONCE * self.warps // self.split(fmt)
+
+    def blocks(self, *rows: int) -> int:
+        """The grid, for matrices of so many rows: one for each format, one for gate and up together."""
+        each = 2 if self.kind == "gated" else 1
+        return sum(-(-n * each // self.block_rows(fmt)) for n, fmt in zip(rows, self.formats, strict=True))
+
+    @property
+    def macros(self) -> dict[str, int | str]:
+        names = "QKV" if self.kind == "qkv" else "W"
+        found: dict[str, int | str] = {"COLUMNS": self.columns, "TOKENS": self.tokens, "WARPS": self.warps}
+        for name, fmt in zip(names, self.formats, strict=True):
+            found[f"FORMAT_{name}"], found[f"SPLIT_{name}"] = fmt, self.split(fmt)
+        registers = 80 if self.tokens == 1 else (128 if self.tokens <= 4 else 168)
+        found["BLOCKS_AT_ONCE"] = 65536 // (registers * self.threads)
+        return {**found, "TILE": self.tile, "GROUP_SIZE": self.threads, "RAGGED": 0, "COMPACT": 0}
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return ("shared/team", "cuda/weights", "cuda/matvec", f"cuda/{self.kind}")
+
+    def text(self, *, prelude: str | None = None) -> str:
+        return text_of(self.files, self.macros, prelude=prelude)
+
+
+def _ahead(fmt: str) -> int:
+    """Flow::AHEAD of kernels/cuda/matvec.h."""
+    return 1 if MATVEC_FORMATS[fmt] == 32 else 2
