@@ -227,7 +227,18 @@ class Backend(ABC):
     @classmethod
     @abstractmethod
     def open(cls, device: DeviceInfo, **options: Any) -> Backend:
-        """Opens a device that `probe` found; raises BackendUnavailable. Options: `threads` (CPU)."""
+        """Opens a device that `probe` found; raises BackendUnavailable.
+
+        Options: `threads` (CPU), `kernels` (a KernelSettings). A backend passes over those it does not know.
+        """
+
+    @classmethod
+    def choices(cls, device: DeviceInfo) -> tuple[str, ...]:
+        """One line each: what else was found for a device that can be done in two ways, which one is used, and why.
+
+        Never raises, allocates nothing on the device.
+        """
+        return ()
 
     def close(self) -> None:  # noqa: B027  (NumPy holds nothing)
         """Gives back threads and device memory. Arrays and weights of this backend are dead afterwards."""
@@ -352,6 +363,13 @@ class Backend(ABC):
     def pick(self, logits: Array) -> NDArray[np.int32]:
         """The most likely token of each row of logits [n, vocab]; ties go to the lower id."""
         return self.download(logits).argmax(axis=-1).astype(np.int32)
+
+    def tune(self, weights: Sequence[Weight], tokens: int) -> str:
+        """Measures what can be done in two ways on a model's own matrices and records the winner; one line that says so.
+
+        `tokens` is the length of a long step. "" where there is nothing to choose.
+        """
+        return ""
 
     def run(self, stage: Stage, x: Array, step: Step) -> Array:
         """All layers of a stage. A backend may record and replay them."""

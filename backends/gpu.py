@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .base import Activation, BackendError, KVStore, Linear, Norm, RopeSpec, Step, Weight
+from .gpu_blas import GpuBlas
 from .gpu_cache import GpuCache, turn
 from .gpu_device import handle_of
 from .gpu_kv import GpuKVStore
@@ -20,7 +21,7 @@ from .gpu_repack import UNIT
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_quick": 2, "relu2": 3}  # kernels/shared/team.h
 
 
-class GpuBackend(GpuCache):
+class GpuBackend(GpuBlas, GpuCache):
     # -- primitives --
 
     def embed(self, table: Weight, tokens: NDArray[np.int32]) -> GpuArray:
@@ -56,9 +57,9 @@ class GpuBackend(GpuCache):
             raise BackendError(
                 f"matmul: weight {w.name} is {w.fmt} {list(w.shape)}, input is {list(x.shape)}; inner sizes differ"
             )
-        rows = w.shape[0]
-        y = residual or self.empty((t, rows))
         if t <= self.tuning.few:
+            rows = w.shape[0]
+            y = residual or self.empty((t, rows))
             lanes = self.tuning.lanes_of(columns)
             kernel = self.programs.get("product", w.fmt, _ragged(columns))["product"]
             weight, eps = (norm.weight.handle, norm.eps) if norm else (None, 0.0)
@@ -70,21 +71,22 @@ class GpuBackend(GpuCache):
             return y
         if norm:
             x = self.rms_norm(x, norm)
+        if blas := self.by_vendor(w):
+            return self.vendor_product(blas, x, w, bias, residual)
+        return self._tiled_product(x, w, bias, residual)
+
+    def own_product(self, x: GpuArray, w: Weight) -> GpuArray:
+        return self._tiled_product(x, w, None, None)
+
+    def _tiled_product(self, x: GpuArray, w: Weight, bias: GpuArray | None, residual: GpuArray | None) -> GpuArray:
+        t, (rows, columns) = len(x), w.shape
+        y = residual or self.empty((t, rows))
         kernel = self.programs.get("product", w.fmt, _ragged(columns))["matmul"]
         across, down = -(-rows // self.tuning.tile_rows), -(-t // self.tuning.tile_tokens)
         self.run_kernel(
-            kernel,
-            across,
-            down,
-            x.handle,
-            w.data.handle,
-            handle_of(bias),
-            handle_of(residual),
-            y.handle,
-            t,
-            columns,
+            kernel, across, down, x.handle, w.data.handle, handle_of(bias), handle_of(residual), y.handle, t, columns,
             rows,
-        )
+        )  # fmt: skip
         return y
 
     def gate(self, a: GpuArray, b: GpuArray, activation: Activation) -> GpuArray:

@@ -14,17 +14,21 @@ from .formats import BY_NAME
 from .gpu_memory import Block, GpuArray, Handle, Pool
 from .gpu_programs import Kernel, Programs, Tuning
 from .gpu_repack import repack, supported
+from .kernel_settings import KernelSettings
+from .program_cache import ProgramCache
 
 ROWS_AT_ONCE = 32768  # rows of one launch: some devices take no more than 65535 groups that way
 
 
 class GpuDevice(Backend):
-    """`language` names the prelude of the kernels."""
+    """`language` names the prelude of the kernels; a subclass sets `cache` and `identity` before this starts."""
 
     language: str
+    cache: ProgramCache  # of compiled programs and of what was measured
+    identity: tuple[str, ...]  # what both depend on beside the kernels' text: device, driver, options
 
-    def __init__(self, device: DeviceInfo, tuning: Tuning):
-        self.device, self.tuning = device, tuning
+    def __init__(self, device: DeviceInfo, tuning: Tuning, kernels: KernelSettings | None = None):
+        self.device, self.tuning, self.kernels = device, tuning, kernels or KernelSettings()
         self.pool = Pool(self._alloc)
         self.programs = Programs(self.language, tuning, self._compile)
         self.launches = 0  # since the start; for tests and measurements

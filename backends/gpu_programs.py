@@ -91,7 +91,7 @@ class Programs:
 
 
 def text_of(language: str, tuning: Tuning, kind: str, *parameters: Any) -> str:
-    """The source of a program: "rows", "product", "qkv", "gated" or "attend"."""
+    """The source of a program: one of TEXTS."""
     files, macros = TEXTS[kind](tuning, *parameters)
     return sources.program(language, files, {"GROUP_SIZE": tuning.group, "COMPACT": int(tuning.compact), **macros})
 
@@ -135,4 +135,5 @@ TEXTS: dict[str, Callable[..., Text]] = {
     "qkv": _qkv,
     "gated": _gated,
     "attend": _attend,
+    "dense": lambda _, fmt: (("decode", "team", "dense"), _decoders(False, DECODE=fmt)),
 }

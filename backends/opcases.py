@@ -54,6 +54,7 @@ class Verdict:
     nmse: float
     max_error: float
     ok: bool
+    bound: float = 0.0  # the NMSE that is still right
 
 
 def judge(case: OpCase, backend: Backend, *, relaxed: bool = False) -> Verdict:
@@ -64,7 +65,7 @@ def judge(case: OpCase, backend: Backend, *, relaxed: bool = False) -> Verdict:
     error = got - want
     nmse = float((error**2).sum() / max((want**2).sum(), 1e-30))
     bound = max(case.relaxed, case.nmse) if relaxed else case.nmse
-    return Verdict(case, nmse, float(np.abs(error).max(initial=0.0)), bool(nmse <= bound))
+    return Verdict(case, nmse, float(np.abs(error).max(initial=0.0)), bool(nmse <= bound), bound)
 
 
 def all_cases() -> Iterator[OpCase]:

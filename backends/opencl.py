@@ -14,9 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .base import BackendError, BackendUnavailable, DeviceInfo, DeviceOutOfMemory, Probe
+from .blas import BlasProbe, VendorBlas
+from .blas_choice import explain
+from .clblast import CLBlast, find_clblast
 from .gpu import GpuBackend
+from .gpu_blas import record
 from .gpu_memory import Handle
 from .gpu_programs import Kernel, Tuning
+from .kernel_settings import KernelSettings
 from .program_cache import ProgramCache, default_folder
 
 T = TypeVar("T")
@@ -30,8 +35,16 @@ INSTALL = "pip install 'layerlift[opencl]'"
 class OpenCLBackend(GpuBackend):
     name = "opencl"
     language = "opencl"
+    blas_compiles = CLBlast.compiles
 
-    def __init__(self, device: DeviceInfo, *, tuning: Tuning | None = None, cache_folder: Path | None = None):
+    def __init__(
+        self,
+        device: DeviceInfo,
+        *,
+        tuning: Tuning | None = None,
+        cache_folder: Path | None = None,
+        kernels: KernelSettings | None = None,
+    ):
         import pyopencl as cl
 
         self._cl = cl
@@ -43,15 +56,8 @@ class OpenCLBackend(GpuBackend):
             raise BackendUnavailable(f"{device}: cannot be opened: {_first_line(error)}") from None
         self.cache = ProgramCache(cache_folder or default_folder())
         self._pending: deque[Any] = deque(maxlen=PENDING)
-        self._identity = (
-            self._device.name,
-            self._device.vendor,
-            self._device.version,
-            self._device.driver_version,
-            self._device.platform.version,
-            *OPTIONS,
-        )
-        super().__init__(device, tuning or _tuning(cl, self._device))
+        self.identity = _identity(self._device)
+        super().__init__(device, tuning or _tuning(cl, self._device), kernels)
         self._close = weakref.finalize(self, self._pending.clear)
 
     @classmethod
@@ -72,7 +78,18 @@ class OpenCLBackend(GpuBackend):
 
     @classmethod
     def open(cls, device: DeviceInfo, **options: Any) -> OpenCLBackend:
-        return cls(device, tuning=options.get("tuning"), cache_folder=options.get("cache_folder"))
+        chosen = {name: options.get(name) for name in ("tuning", "cache_folder", "kernels")}
+        return cls(device, **chosen)
+
+    @classmethod
+    def choices(cls, device: DeviceInfo) -> tuple[str, ...]:
+        try:
+            import pyopencl as cl
+
+            identity, found = _identity(_devices(cl)[device.index]), find_clblast()
+        except Exception as error:
+            return (f"cannot be asked: {_first_line(error)}",)
+        return (explain(found, record(ProgramCache(default_folder()), identity, found).times),)
 
     def close(self) -> None:
         super().close()
@@ -134,12 +151,17 @@ class OpenCLBackend(GpuBackend):
 
     def _program(self, text: str) -> Any:
         """A built program, from the cache where it holds one that the driver takes."""
-        cl, key = self._cl, self.cache.key((*self._identity, text))
-        if binary := self.cache.read(key):
+        cl, key = self._cl, self.cache.key((*self.identity, text))
+        if binary := None if self.kernels.recompile else self.cache.read(key):
             try:
                 return self._build(cl.Program(self._context, [self._device], [binary]))
             except cl.Error:
                 pass  # made again below
+        if self.kernels.nocompile:
+            raise BackendUnavailable(
+                f"{self.device}: a kernel is not in the cache {self.cache.folder}, and --nocompile builds none",
+                hint="run once with --recompile instead, which builds them all",
+            )
         try:
             program = self._build(cl.Program(self._context, text))
         except cl.Error as error:
@@ -147,10 +169,21 @@ class OpenCLBackend(GpuBackend):
         self.cache.write(key, program.get_info(cl.program_info.BINARIES)[0])
         return program
 
+    def find_blas(self) -> BlasProbe:
+        return find_clblast()
+
+    def open_blas(self, found: BlasProbe) -> VendorBlas:
+        return CLBlast(found, str(self.device), self._queue.int_ptr, lambda buffer: buffer.int_ptr)
+
     def _build(self, program: Any) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's remarks
             return program.build(options=OPTIONS, cache_dir=False)
+
+
+def _identity(device: Any) -> tuple[str, ...]:
+    """What a compiled program depends on beside its text."""
+    return (device.name, device.vendor, device.version, device.driver_version, device.platform.version, *OPTIONS)
 
 
 def _devices(cl: Any) -> list[Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..backends.base import KVDtype
+from ..backends.kernel_settings import KernelSettings
 from ..runtime.engine import Engine
 from ..runtime.errors import UserError
 from ..runtime.model import Model
@@ -44,6 +45,7 @@ class Settings:
     type_k: Sequence[KVDtype] = ("f16",)
     type_v: Sequence[KVDtype] = ("f16",)
     warm_up: bool = True
+    kernels: KernelSettings = KernelSettings()  # noqa: RUF009  (frozen)
     shown: Sequence[str] = ()
 
 
@@ -70,8 +72,13 @@ class Run:
 # Running
 
 
-def run(settings: Settings, machine: Machine, notify: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """One row for each test of each combination."""
+def run(
+    settings: Settings,
+    machine: Machine,
+    notify: Callable[[str], None],
+    say: Callable[[str], None] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """One row for each test of each combination. `notify` gets what passes, `say` what is to stay."""
     tests = [Test(n, 0) for n in settings.n_prompt if n] + [Test(0, n) for n in settings.n_gen if n]
     tests += [Test(p, g) for p, g in settings.pairs]
     if not tests:
@@ -83,7 +90,7 @@ def run(settings: Settings, machine: Machine, notify: Callable[[str], None]) -> 
         raise UserError("-ctk and -ctv must be the same: keys and values share a type")
     loads = [Load(m, n, t) for m in settings.models for n in settings.ngl for t in settings.threads]
     for load in loads:
-        with _open(load, settings.gpu, context, notify) as model:
+        with _open(load, settings, context, say if settings.kernels.recompile and say else notify) as model:
             for r in runs:
                 with ExitStack() as stack:
                     size = min(r.batch, r.ubatch)
@@ -97,11 +104,19 @@ def run(settings: Settings, machine: Machine, notify: Callable[[str], None]) -> 
                         yield _row(machine, model, load, r, test, rates)
 
 
-def _open(load: Load, gpu: str, context: int, notify: Callable[[str], None]) -> Model:
+def _open(load: Load, settings: Settings, context: int, notify: Callable[[str], None]) -> Model:
     from ..runtime.sources import resolve
 
     path = resolve(load.model)
-    return Model.load(path, ngl=load.ngl, gpu=gpu, context=context, threads=load.threads, notify=notify)
+    return Model.load(
+        path,
+        ngl=load.ngl,
+        gpu=settings.gpu,
+        context=context,
+        threads=load.threads,
+        kernels=settings.kernels,
+        notify=notify,
+    )
 
 
 def _row(machine: Machine, model: Model, load: Load, r: Run, test: Test, rates: Rates) -> dict[str, Any]:

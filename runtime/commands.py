@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
-from .startup import open_engine, read_text
+from .startup import kernels_of, open_engine, read_text
 from .terminal import Terminal, share
 
 if TYPE_CHECKING:
@@ -49,11 +49,12 @@ def bench(options: Options, terminal: Terminal) -> int:
     """Tokens per second, as a table."""
     from ..bench import machine, table
 
-    asked = {f.name: getattr(options, f.name) for f in fields(table.Settings) if f.name != "shown"}
+    named = [f.name for f in fields(table.Settings) if f.name not in ("shown", "kernels")]
+    asked: dict[str, Any] = {name: getattr(options, name) for name in named} | {"kernels": kernels_of(options)}
     asked["models"] = asked["models"] or (None,)
     settings = table.Settings(**asked, shown=[name for name in table.SETTINGS if name in options.given])
     here, rows = machine.describe_machine(), []
-    for row in table.run(settings, here, lambda line: terminal.status(f"{line}...")):
+    for row in table.run(settings, here, lambda line: terminal.status(f"{line}..."), terminal.say):
         rows.append(row)
         if options.output == "jsonl":
             terminal.write(json.dumps(row) + "\n")
@@ -122,11 +123,12 @@ def devices(options: Options, terminal: Terminal) -> int:
     """What every backend found, or why it found nothing."""
     from dataclasses import asdict
 
-    from ..backends.registry import probe_all
+    from ..backends.registry import backend_class, probe_all
 
     probes = probe_all()
+    choices = {d: backend_class(d.backend).choices(d) for probe in probes for d in probe.devices}
     if options.json:
-        found = [{**asdict(d), "name": d.name} for probe in probes for d in probe.devices]
+        found = [{**asdict(d), "choices": lines} for d, lines in choices.items()]
         missing = [{"backend": p.backend, "reason": p.reason} for p in probes if not p.devices]
         terminal.write(json.dumps({"devices": found, "unavailable": missing}, indent=2) + "\n")
         return _check(probes, terminal) if options.check else 0
@@ -135,6 +137,7 @@ def devices(options: Options, terminal: Terminal) -> int:
         for d in probe.devices:
             memory = f", {d.free / (1 << 30):.1f} of {d.total / (1 << 30):.1f} GiB free" if d.total else ""
             lines.append(f"{d!s:<10} {d.name}{f' ({d.detail})' if d.detail else ''}{memory}")
+            lines += [f"{'':<10} {line}" for line in choices[d]]
         if not probe.devices:
             lines.append(f"{probe.backend:<10} unavailable: {probe.reason}")
     terminal.write("\n".join(lines) + "\n")
@@ -158,7 +161,8 @@ def _check(probes: Any, terminal: Terminal) -> int:
                     verdict = judge(case, backend, relaxed=device.backend != "numpy")
                     kind = "ok" if verdict.ok else "wrong"
                     if not verdict.ok:
-                        terminal.error(f"{device} {case}: NMSE {verdict.nmse:.2e}")
+                        size = f"NMSE {verdict.nmse:.2e}, largest error {verdict.max_error:.2e}"
+                        terminal.error(f"{device} {case}: {size}; at most NMSE {verdict.bound:.0e} is right")
                 except UnsupportedFormat:
                     kind = "unsupported"
                 except BackendError as error:
@@ -168,7 +172,8 @@ def _check(probes: Any, terminal: Terminal) -> int:
         finally:
             backend.close()
         failed += counts["wrong"]
-        terminal.say(f"{device}: " + ", ".join(f"{n} {word}" for word, n in counts.items()))
+        word = "FAIL" if counts["wrong"] else "PASS"
+        terminal.say(f"{device}: {word}, " + ", ".join(f"{n} {word}" for word, n in counts.items()))
     return 1 if failed else 0
 
 

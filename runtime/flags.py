@@ -200,6 +200,12 @@ def _table() -> tuple[Flag, ...]:
     flag("--gpu", "gpu", "which kind of GPU to use; also one device, such as opencl:0", GPU, "auto")
     flag("-ts --tensor-split", "tensor_split", "shares of the layers for several GPUs, such as 3,1", SHARES)
     flag("-mg --main-gpu", "main_gpu", "index of the GPU to prefer", integer(low=0))
+    flag("--recompile", "recompile", "build the GPU's kernels again and measure what multiplies prompts fastest",
+         default=False, modes=(*LOADS, "bench"))
+    flag("--tinyblas", "tinyblas", "multiply prompts with layerlift's own kernels, never the vendor's BLAS",
+         default=False, modes=(*LOADS, "bench"))
+    flag("--nocompile", "nocompile", "build no kernels: use those in the cache, or stop", default=False,
+         modes=(*LOADS, "bench"))
     flag("-t --threads", "threads", "CPU threads (default: the physical cores)", integer(low=1))
     flag("-b --batch-size -ub --ubatch-size", "batch", "tokens in one forward pass", integer(low=1), 512)
     flag("-ctk --cache-type-k", "kv_dtype_k", "type of the cached keys (default: f16)", KV_DTYPE)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.base import KVDtype
+from ..backends.kernel_settings import KernelSettings
 from .engine import Engine
 from .errors import LayerliftError, UserError
 from .model import Model
@@ -46,6 +47,7 @@ class LLM:
         threads: int | None = None,
         slots: int = 4,
         kv_dtype: KVDtype = "f16",
+        kernels: KernelSettings = KernelSettings(),  # noqa: B008  (frozen)
         notify: Callable[[str], None] | None = None,
     ):
         if not (ngl in ("auto", "all") or (isinstance(ngl, int) and ngl >= 0)):
@@ -53,7 +55,14 @@ class LLM:
         if kv_dtype not in KV_DTYPES:
             raise UserError(f"kv_dtype is {kv_dtype!r}", hint=f"one of {', '.join(KV_DTYPES)}")
         self.model = Model.load(
-            resolve(path), ngl=ngl, gpu=gpu, context=context, kv_dtype=kv_dtype, threads=threads, notify=notify
+            resolve(path),
+            ngl=ngl,
+            gpu=gpu,
+            context=context,
+            kv_dtype=kv_dtype,
+            threads=threads,
+            kernels=kernels,
+            notify=notify,
         )
         try:
             self.engine = Engine(self.model, context=context, slots=slots, kv_dtype=kv_dtype)

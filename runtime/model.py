@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import registry
-from ..backends.base import Array, Backend, DeviceInfo, KVDtype, Linear, Norm, Stage, Step
+from ..backends.base import Array, Backend, DeviceInfo, KVDtype, Linear, Norm, Span, Stage, Step, Weight
 from ..backends.errors import DeviceOutOfMemory
 from ..backends.formats import BY_NAME
+from ..backends.kernel_settings import KernelSettings
 from .devices import choose_devices, wants_gpu
 from .gguf import GGUF, open_gguf
 from .kv import KVCache
@@ -30,6 +31,7 @@ from .tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 MAX_STEP = 512  # tokens of a step for which work buffers are planned
+WARM_UP = 16  # tokens of a step that counts as a long one everywhere
 
 
 class Model:
@@ -41,6 +43,7 @@ class Model:
         plan: Plan,
         *,
         threads: int | None = None,
+        kernels: KernelSettings = KernelSettings(),  # noqa: B008  (frozen)
         progress: Progress | None = None,
         open_device: Callable[..., Backend] = registry.open_device,
     ):
@@ -49,7 +52,8 @@ class Model:
         self.arch = architecture(gguf)
         self.config: Config = self.arch.read_config(gguf)
         self._backends: dict[str, Backend] = {}
-        self._threads = threads
+        self._options = {"threads": threads, "kernels": kernels}
+        self._matrices: dict[Backend, list[Weight]] = {}  # of the layers
         self._progress = progress or (lambda done, total: None)
         self._loaded = 0
         try:
@@ -70,6 +74,7 @@ class Model:
         threads: int | None = None,
         tensor_split: Sequence[float] | None = None,
         main_gpu: int | None = None,
+        kernels: KernelSettings = KernelSettings(),  # noqa: B008  (frozen)
         progress: Progress | None = None,
         notify: Callable[[str], None] | None = None,
     ) -> Model:
@@ -99,7 +104,7 @@ class Model:
             )
             while True:
                 try:
-                    model = cls(gguf, plan, threads=threads, progress=progress)
+                    model = cls(gguf, plan, threads=threads, kernels=kernels, progress=progress)
                     break
                 except DeviceOutOfMemory as error:
                     plan = plan.fewer(error)
@@ -109,6 +114,9 @@ class Model:
             raise
         if devices:
             notify(plan.describe())
+        if kernels.recompile:
+            for line in model.recompile() or ["--recompile has no effect without a GPU"]:
+                notify(line)
         return model
 
     def _load_layers(self) -> None:
@@ -127,6 +135,7 @@ class Model:
                 blocks.append(self.arch.Block.load(tensors, c, layer))
                 self._report(f"blk.{layer}.")
             self.stages.append(Stage(backend, tuple(blocks), planned.first))
+            self._matrices.setdefault(backend, []).extend(tensors.matrices)
         tensors = Tensors(gguf, head_on)
         if "output.weight" in gguf.tensors:
             output = tensors.linear("output", c.vocab_size, c.d_model)
@@ -138,7 +147,7 @@ class Model:
 
     def _backend(self, device: DeviceInfo) -> Backend:
         if str(device) not in self._backends:
-            self._backends[str(device)] = self._open_device(device, threads=self._threads)
+            self._backends[str(device)] = self._open_device(device, **self._options)
         return self._backends[str(device)]
 
     def _report(self, prefix: str) -> None:
@@ -196,6 +205,24 @@ class Model:
         """Normed hidden states [n_out, d] of what `forward` returned, on the host: what embeddings are made of."""
         backend, norm, _ = self.head
         return backend.download(backend.rms_norm(backend.enter(x, origin), norm))
+
+    def recompile(self) -> list[str]:
+        """Runs a long and a short step, for which kernels get built, and lets every device measure what it can choose.
+
+        One line for each device that had something to do.
+        """
+        c, before = self.config, 0
+        layers = [stage.backend for stage in self.stages for _ in stage.blocks]
+        stores = [backend.kv_alloc(WARM_UP + 1, c.n_kv_heads, c.head_dim) for backend in layers]
+        for count in (WARM_UP, 1):
+            rows = np.arange(before + count, dtype=np.int32)
+            own, tokens = rows[before:], np.zeros(count, np.int32)
+            step = Step(tokens, own, own, (Span(0, count, rows),), np.array([count - 1], np.int32), stores)
+            backend, logits = self.logits(*self.forward(step))
+            backend.pick(logits)
+            before += count
+        lines = [backend.tune(matrices, MAX_STEP) for backend, matrices in self._matrices.items()]
+        return [line for line in lines if line]
 
     def close(self) -> None:
         """Gives back devices, threads and the mapped file."""

@@ -14,6 +14,7 @@ from .errors import UserError
 from .terminal import Terminal, share
 
 if TYPE_CHECKING:
+    from ..backends.kernel_settings import KernelSettings
     from .arguments import Options
     from .engine import Engine
     from .sampler import Sampling
@@ -44,6 +45,7 @@ def open_engine(options: Options, terminal: Terminal, *, context: int | None = N
         threads=options.threads,
         tensor_split=options.tensor_split,
         main_gpu=options.main_gpu,
+        kernels=kernels_of(options),
         progress=lambda done, total: terminal.status(f"loading model {share(done, total)}..."),
         notify=terminal.say,
     )
@@ -54,6 +56,15 @@ def open_engine(options: Options, terminal: Terminal, *, context: int | None = N
         if model.tokenizer.warning:
             terminal.say(f"warning: {model.tokenizer.warning}")
         yield engine
+
+
+def kernels_of(options: Options) -> KernelSettings:
+    """What the flags say of kernels. Raises UserError for a contradiction."""
+    from ..backends.kernel_settings import KernelSettings
+
+    if options.recompile and options.nocompile:
+        raise UserError("--recompile builds kernels and --nocompile forbids it", hint="give one of them")
+    return KernelSettings(options.recompile, options.tinyblas, options.nocompile)
 
 
 def sampling_of(options: Options) -> Sampling:

@@ -17,6 +17,7 @@ class Tensors:
 
     def __init__(self, gguf: GGUF, backend: Backend):
         self.gguf, self.backend = gguf, backend
+        self.matrices: list[Weight] = []  # loaded so far
 
     def __contains__(self, name: str) -> bool:
         return name in self.gguf.tensors
@@ -26,6 +27,7 @@ class Tensors:
         info = find(self.gguf, name, (rows, columns))
         weight = self.backend.load(self.gguf.raw(name), info.fmt, (rows, columns), name)
         self.gguf.release(name)
+        self.matrices.append(weight)
         return weight
 
     def linear(self, name: str, rows: int, columns: int, *, norm: Norm | None = None) -> Linear:

@@ -129,7 +129,7 @@ def test_a_damaged_cache_entry_is_built_again(tmp_path):
     text = "__kernel void one(__global int *a) { a[get_global_id(0)] = 1; }"
     for damage in (None, b"not a program", "binary"):
         opened = OpenCLBackend.open(opencl_device(), cache_folder=tmp_path)
-        key = opened.cache.key((*opened._identity, text))
+        key = opened.cache.key((*opened.identity, text))
         if damage == "binary":
             opened.cache.write(key, b"whole, but not a program")  # the driver refuses it
         elif damage:
