@@ -110,10 +110,69 @@ class Matvec:
 
     @property
     def files(self) -> tuple[str, ...]:
-        return ("shared/team", "cuda/weights", "cuda/matvec", f"cuda/{self.kind}")
+        return ("shared/team", "cuda/loads", "cuda/weights", "cuda/matvec", f"cuda/{self.kind}")
 
     def text(self, *, prelude: str | None = None) -> str:
         return text_of(self.files, self.macros, prelude=prelude)
+
+
+@dataclass(frozen=True)
+class AttendFew:
+    """attend_few.h: attention of a few tokens, each over many rows. `dtype` is the cache's, 0 f16, 1 bf16, 2 f32."""
+
+    head_dim: int
+    heads: int
+    heads_kv: int
+    dtype: int = 0
+    warps: int = 4
+    split_rows: int = 64  # rows that are worth a part of their own
+
+    @property
+    def blocks_at_once(self) -> int:
+        """Blocks on one multiprocessor: 48 KB of keys and values under way."""
+        return 2 if self.dtype == 2 else 3
+
+    @staticmethod
+    def ready(head_dim: int) -> bool:
+        return head_dim % 8 == 0 and 16 <= head_dim <= 256
+
+    @property
+    def queries(self) -> int:
+        """Heads of a block: the most up to 4 that divide those that share keys."""
+        return max(n for n in (1, 2, 3, 4) if self.heads // self.heads_kv % n == 0)
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps
+
+    def splits(self, most_rows: int, tokens: int, units: int) -> int:
+        """Parts for tokens that see up to `most_rows` rows: what keeps `units` multiprocessors busy.
+
+        The grid and the workspace are sized by it; a launch uses fewer where fewer rows are seen.
+        """
+        groups = self.heads // self.queries * tokens
+        return max(1, min(-(-most_rows // self.split_rows), -(-self.blocks_at_once * units // groups)))
+
+    def grid(self, tokens: int, splits: int) -> tuple[int, int]:
+        return self.heads // self.queries * splits, tokens
+
+    def parts_shape(self, tokens: int, splits: int) -> tuple[int, ...]:
+        """float32 workspace; its values do not matter."""
+        return tokens, self.heads, splits, self.head_dim + 2
+
+    def counters_shape(self, tokens: int) -> tuple[int, ...]:
+        """int32 workspace of zeros, which every launch leaves as zeros."""
+        return tokens, self.heads // self.queries
+
+    @property
+    def macros(self) -> dict[str, int | str]:
+        return {
+            "HEAD_DIM": self.head_dim, "QUERIES": self.queries, "CACHE_DTYPE": self.dtype, "WARPS": self.warps,
+            "SPLIT_ROWS": self.split_rows, "BLOCKS_AT_ONCE": self.blocks_at_once,
+        }  # fmt: skip
+
+    def text(self, *, prelude: str | None = None) -> str:
+        return text_of(("cuda/loads", "cuda/attend_few"), self.macros, prelude=prelude)
 
 
 def _ahead(fmt: str) -> int:

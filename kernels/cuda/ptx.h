@@ -57,6 +57,13 @@ DEVICE u32 load_weights_2(const u8 *at) {
   return v;
 }
 
+// What another block of this launch wrote: past the first cache, which may hold what was there before.
+DEVICE float load_shared_by_all(const float *at) {
+  float v;
+  asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(at) : "memory");
+  return v;
+}
+
 // Brings [at, at + 16 n) towards the L2 cache; at is a multiple of 16.
 DEVICE void prefetch_16s(const u8 *at, u32 n) {
 #if __CUDA_ARCH__ >= 900
@@ -76,6 +83,7 @@ DEVICE float fma_subnormal(float a, float b, float c) {
 }
 
 #define BYTES(a, b, selector) __byte_perm(a, b, selector)
+#define EXP2 exp2f
 #define FLOAT_BITS(bits) __uint_as_float(bits)
 #define ATOMIC_ADD(at, n) atomicAdd(at, n)
 #define THREAD_FENCE __threadfence()

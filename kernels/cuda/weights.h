@@ -8,8 +8,6 @@
 //   scales(raw, i, …)  coded: scale and minimum of the i-th SHARED_SCALE weights
 //   values(raw, v, …)  floats: weights 4 v … 4 v + 3
 
-DEVICE u32 word_of(uint4 quad, int i) { return i == 0 ? quad.x : (i == 1 ? quad.y : (i == 2 ? quad.z : quad.w)); }
-
 // Four bits of each of 32 weights: byte j of 16 holds weight j low and weight 16 + j high.
 DEVICE u32 low_codes(uint4 quad, int v) {
   return v < 4 ? word_of(quad, v) & 0x0F0F0F0Fu : (word_of(quad, v - 4) >> 4) & 0x0F0F0F0Fu;

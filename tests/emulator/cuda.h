@@ -301,6 +301,7 @@ DEVICE u32 load_weights_2(const u8 *at) { return *(const u16 *)at; }
 DEVICE void prefetch_16s(const u8 *at, u32 n) {  // reads the ends, so that a wrong range is found
   if (n) (void)*(volatile const u8 *)at, (void)*(volatile const u8 *)(at + 16 * (size_t)n - 1);
 }
+DEVICE float load_shared_by_all(const float *at) { return *at; }
 DEVICE float fma_subnormal(float a, float b, float c) { return std::fma(a, b, c); }
 DEVICE u32 BYTES(u32 a, u32 b, u32 selector) {
   uint64_t both = (uint64_t)b << 32 | a;
@@ -319,3 +320,4 @@ DEVICE int ATOMIC_ADD(int *at, int n) {
   return old;
 }
 #define THREAD_FENCE
+#define EXP2 exp2f
