@@ -13,6 +13,13 @@ constexpr int kTileBytes = 6, kTileFloats = 12;
 constexpr int kTileBytes = 2, kTileFloats = 3;
 #endif
 
+// AVX2's byte products are too slow to be taken twice, even while weights come from memory.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr bool kFineIsFree = false;
+#else
+constexpr bool kFineIsFree = true;
+#endif
+
 }  // namespace layerlift::LL_ISA
 
 #include "bytes.h"
@@ -29,8 +36,10 @@ static const MatmulTable matmul_table = {
      byte_kernels<IQ4_XS>()},
     kTileBytes,
     kTileFloats,
+    kFineIsFree,
     finish,
     prepare_bytes,
+    prepare_words,
     prepare_floats,
 };
 

@@ -7,6 +7,9 @@
 #include "rows.h"
 #include "table.h"
 #include "unpack.h"
+#ifdef LL_WORDS
+#include "words.h"
+#endif
 
 namespace layerlift::LL_ISA {
 
@@ -56,6 +59,26 @@ static inline f32x16 block_product(const u8x64* w, const f32x16* scale, const in
   return sum;
 }
 
+#ifdef LL_WORD_SUMS
+// acc += one block's quants times the bytes of up to two tokens, each vector used as soon as it is unpacked: all eight
+// would not fit the registers.
+template <class L, int T> static inline void few_dots(const uint8_t* quants, const int8_t* a, i32x16 (&acc)[L::kSubs][T]) {
+  i16x32 sum[L::kSubs][T];
+  int added[2] = {0, 0};
+  each_vector<L>(quants, [&](int g, u8x64 w) {
+    int s = g * 4 / L::kSub;
+    LL_UNROLL(2)
+    for (int t = 0; t < T; t++) {
+      const int8_t* four = a + (g * T + t) * 4;
+      sum[s][t] = added[s] ? dot2_us(sum[s][t], w, four) : mul2_us(w, four);
+    }
+    if (++added[s] < word_run<L>()) return;
+    for (int t = 0; t < T; t++) acc[s][t] = add_pairs(acc[s][t], sum[s][t]);
+    added[s] = 0;
+  });
+}
+#endif
+
 // minimum * sum(x) of one token
 template <class L, int width> static inline f32x16 add_minimum(f32x16 y, const f32x16* minimum, const float* sum) {
   if constexpr (L::kMin) {
@@ -64,10 +87,41 @@ template <class L, int width> static inline f32x16 add_minimum(f32x16 y, const f
   return y;
 }
 
+// part[t]: the product of one block with token t's bytes, scaled by the weights' scales alone.
+template <class L, int T>
+static inline void block_products(const uint8_t* quants, const f32x16* scale, const int8_t* coarse, const int8_t* fine, bool is_fine,
+                                  const int32_t* zeros, f32x16* part) {
+  constexpr bool has_zero = zero_of<L>() != 0;
+#ifdef LL_WORD_SUMS
+  if constexpr (word_run<L>() > 0 && T <= 2) {
+    i32x16 acc[L::kSubs][T], high[L::kSubs][T];
+    for (int s = 0; s < L::kSubs; s++)
+      for (int t = 0; t < T; t++) {
+        acc[s][t] = has_zero ? set1_i32(zeros[s * T + t]) : zero_i32();
+        high[s][t] = zero_i32();
+      }
+    if (is_fine) {
+      few_dots<L, T>(quants, coarse, high);
+      for (int s = 0; s < L::kSubs; s++)
+        for (int t = 0; t < T; t++) acc[s][t] = add(acc[s][t], shl<8>(high[s][t]));
+    }
+    few_dots<L, T>(quants, is_fine ? fine : coarse, acc);
+    for (int s = 0; s < L::kSubs; s++)
+      for (int t = 0; t < T; t++)
+        part[t] = s ? fma(to_f32(acc[s][t]), scale[s], part[t]) : mul(to_f32(acc[s][t]), scale[s]);
+    return;
+  }
+#endif
+  u8x64 w[8];
+  unpack<L>(quants, w);
+  LL_UNROLL(8)
+  for (int t = 0; t < T; t++)
+    part[t] = block_product<L, T>(w, scale, coarse + 4 * t, fine + 4 * t, is_fine, has_zero ? zeros + t : nullptr);
+}
+
 // One group of 16 rows times T tokens, the weights read once: out [T][16].
 template <class L, int T>
 static void stream(const Matrix& m, const Input& in, const int32_t* zeros, int64_t group, float* out) {
-  constexpr bool has_zero = zero_of<L>() != 0;
   f32x16 y[T];
   for (int t = 0; t < T; t++) y[t] = zero_f32();
   const uint8_t* slab = m.group(group);
@@ -79,14 +133,12 @@ static void stream(const Matrix& m, const Input& in, const int32_t* zeros, int64
     for (int b = 0; b < L::kBlocks; b++) {
       const uint8_t* quants = slab + L::kQuants + b * L::kQuantBytes;
       for (int line = 0; line < L::kQuantBytes + 63; line += 64) prefetch(quants + kAhead + line);
-      u8x64 w[8];
-      f32x16 scale[L::kSubs], minimum[L::kSubs];
-      unpack<L>(quants, w);
+      f32x16 scale[L::kSubs], minimum[L::kSubs], part[T];
       scales<L>(slab, b, scale, minimum);
+      block_products<L, T>(quants, scale, coarse, fine, *is_fine, zeros, part);
       LL_UNROLL(8)
       for (int t = 0; t < T; t++) {
-        f32x16 part = block_product<L, T>(w, scale, coarse + 4 * t, fine + 4 * t, *is_fine, has_zero ? zeros + t : nullptr);
-        y[t] = fma(part, set1(x_scale[t]), y[t]);
+        y[t] = fma(part[t], set1(x_scale[t]), y[t]);
         y[t] = add_minimum<L, T>(y[t], minimum, x_sum + t);
       }
       coarse += kBlock * T;
@@ -94,7 +146,7 @@ static void stream(const Matrix& m, const Input& in, const int32_t* zeros, int64
       is_fine++;
       x_scale += T;
       x_sum += L::kSubs * T;
-      if (has_zero) zeros += L::kSubs * T;
+      if (zero_of<L>()) zeros += L::kSubs * T;
     }
   }
   for (int t = 0; t < T; t++) store(out + t * kGroup, y[t]);
@@ -243,10 +295,27 @@ static void panel(const Matrix& m, const Input& in, const int32_t* zeros, int64_
   }
 }
 
+// Whether many tokens are multiplied in words: where sums of byte products would have to be widened at every other one.
+template <class L> constexpr bool in_words() {
+#ifdef LL_WORDS
+  return L::kSigned || L::kBits == 6;
+#else
+  return false;
+#endif
+}
+
+template <class L> constexpr Panel panel_of() {
+#ifdef LL_WORDS
+  if constexpr (in_words<L>()) return panel_words<L>;
+  else
+#endif
+    return panel<L>;
+}
+
 template <class L> constexpr FormatKernels byte_kernels() {
-  return {Kind::kBytes, L::kSub, zero_of<L>(),
+  return {Kind::kBytes, in_words<L>() ? Kind::kWords : Kind::kBytes, L::kSub, zero_of<L>(),
           {stream<L, 1>, stream<L, 2>, stream<L, 3>, stream<L, 4>, stream<L, 5>, stream<L, 6>, stream<L, 7>, stream<L, 8>},
-          panel<L>, read_row<L>};
+          panel_of<L>(), read_row<L>};
 }
 
 }  // namespace layerlift::LL_ISA

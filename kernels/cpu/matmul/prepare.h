@@ -41,6 +41,8 @@ static inline const float* input_row(const PrepareArgs& args, int64_t padded, in
   return row;
 }
 
+constexpr int kMostWord = 16383;  // of a rounded input's words, words.h
+
 constexpr int kBatch = 8;  // blocks rounded together: their 16 halves' maxima and sums are taken at once
 
 // Up to 8 blocks of a row as 16 vectors, the rest zeros.
@@ -163,6 +165,36 @@ static void prepare_bytes(const PrepareArgs& args, const Input& in, int tile) {
       int count = blocks - b < kBatch ? int(blocks - b) : kBatch;
       prepare_batch(rows[j] + b * kBlock, args.highest + j * blocks + b, in, at + b, count, j);
     }
+}
+
+// Words of one token in the tile's place `j`.
+static inline void place_words(const float* x, const float* highest, const Input& in, int64_t tile, int j) {
+  int64_t blocks = in.padded_columns / kBlock, width = in.width, at = tile * blocks;
+  for (int64_t b = 0; b < blocks; b++) {
+    f32x16 factor = set1(highest[b] > 1e-30f ? float(kMostWord) / highest[b] : 0.0f), bad = zero_f32();
+    int16_t* to = in.words + ((at + b) * 16 * width + j) * 2;
+    for (int half = 0; half < 2; half++) {
+      f32x16 v = load(x + b * kBlock + 16 * half);
+      bad = fma(v, zero_f32(), bad);  // an infinity or NaN in x must come out as NaN: times 0 it is one
+      int32_t q[16];
+      store_i32(q, round_i32(mul(v, factor)));
+      for (int i = 0; i < 16; i += 2) {
+        int16_t* pair = to + (8 * half + i / 2) * width * 2;
+        pair[0] = int16_t(q[i]);
+        pair[1] = int16_t(q[i + 1]);
+      }
+    }
+    in.scale[(at + b) * width + j] = highest[b] * (1.0f / float(kMostWord)) + hsum(bad);
+  }
+}
+
+static void prepare_words(const PrepareArgs& args, const Input& in, int tile) {
+  for (int j = 0; j < in.width; j++) {
+    int64_t token = int64_t(tile) * in.width + j;
+    const float* row = token < in.tokens ? input_row(args, in.padded_columns, token, 0) : args.zeros;
+    highest_of_blocks(row, in.padded_columns / kBlock, args.highest);
+    place_words(row, args.highest, in, tile, j);
+  }
 }
 
 static void prepare_floats(const PrepareArgs& args, const Input& in, int tile) {

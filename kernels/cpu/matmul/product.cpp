@@ -10,7 +10,7 @@ namespace {
 // What rounding inputs to bytes may add to the relative mean square error of a product. Gaussian inputs stand at 2.8e-5
 // without fine blocks. Measured on SmolLM2-135M Q4_1: a Kullback-Leibler divergence of 4.5e-4 from exact inputs' tokens.
 constexpr float kNoiseBudget = 2.5e-5f;
-constexpr int64_t kFineTokens = 4;      // so few leave time for 16 bits while weights come from memory
+constexpr int64_t kFineTokens = 4;      // so few may have 16 bits, see MatmulTable::fine_is_free
 constexpr int64_t kTokensAtOnce = 512;  // bounds scratch memory
 constexpr int64_t kStreamBytes = 48 << 10;  // of weights in one chunk: a few microseconds' work
 
@@ -33,9 +33,9 @@ struct ZeroArray {
   int32_t* values;
 };
 
-// The prepared input of one call, in up to two kinds.
+// The prepared input of one call, in up to three kinds.
 struct Prepared {
-  Input bytes{}, floats{};
+  Input bytes{}, words{}, floats{};
   ZeroArray zeros[3];
   int zeros_count = 0;
 
@@ -60,7 +60,10 @@ class Call {
 
  private:
   const FormatKernels& kernels(int f) const { return table_.formats[int(product_.factors[f].matrix->format)]; }
-  const Input& input(int f) const { return kernels(f).kind == Kind::kBytes ? in_.bytes : in_.floats; }
+  Kind kind(int f) const { return streaming_ ? kernels(f).kind : kernels(f).panel_kind; }
+  const Input& input(int f) const {
+    return kind(f) == Kind::kBytes ? in_.bytes : kind(f) == Kind::kWords ? in_.words : in_.floats;
+  }
 
   void shape(Input& in, int width) {
     in.tokens = tokens_;
@@ -70,23 +73,24 @@ class Call {
   }
 
   void plan_input() {
-    bool bytes = false, floats = false;
-    for (int f = 0; f < product_.count; f++) (kernels(f).kind == Kind::kBytes ? bytes : floats) = true;
-    if (bytes) shape(in_.bytes, table_.width_bytes);
-    if (floats) shape(in_.floats, table_.width_floats);
+    for (int f = 0; f < product_.count; f++) {
+      if (kind(f) == Kind::kBytes) shape(in_.bytes, table_.width_bytes);
+      if (kind(f) == Kind::kWords) shape(in_.words, table_.width_bytes);
+      if (kind(f) == Kind::kFloats) shape(in_.floats, table_.width_floats);
+    }
     Cutter measure{nullptr};
-    cut(measure, bytes, floats);
+    cut(measure);
     Cutter cutter{context_.activations.reserve(measure.used)};
-    cut(cutter, bytes, floats);
+    cut(cutter);
   }
 
-  void cut(Cutter& cutter, bool bytes, bool floats) {
+  void cut(Cutter& cutter) {
     int64_t columns = padded(product_.input.columns), blocks = columns / kBlock;
     // For each thread: rows and their blocks' maxima, noise, zeros.
     int64_t width = std::max(table_.width_bytes, kStreamTokens);
     scratch_floats_ = (width + 1) * (columns + blocks) + 16;
     scratch_ = cutter.take<float>(scratch_floats_ * context_.pool.threads());
-    if (bytes) {
+    if (in_.bytes.tiles) {
       Input& in = in_.bytes;
       int64_t tokens = int64_t(in.tiles) * in.width;
       in.bytes = cutter.take<int8_t>(tokens * columns);
@@ -99,20 +103,27 @@ class Call {
       in_.zeros_count = 0;
       for (int f = 0; f < product_.count; f++) {
         const FormatKernels& k = kernels(f);
-        if (k.kind != Kind::kBytes || !k.zero || in_.zeros_of(k)) continue;
+        if (kind(f) != Kind::kBytes || !k.zero || in_.zeros_of(k)) continue;
         // While measuring there are no addresses, so equal ones may be counted twice: harmless.
         in_.zeros[in_.zeros_count++] = {k.sub, k.zero, cutter.take<int32_t>(tokens * columns / k.sub)};
       }
     }
-    if (floats) in_.floats.floats = cutter.take<float>(int64_t(in_.floats.tiles) * in_.floats.width * columns);
+    if (in_.words.tiles) {
+      Input& in = in_.words;
+      int64_t tokens = int64_t(in.tiles) * in.width;
+      in.words = cutter.take<int16_t>(tokens * columns);
+      in.scale = cutter.take<float>(tokens * blocks);
+    }
+    if (in_.floats.tiles) in_.floats.floats = cutter.take<float>(int64_t(in_.floats.tiles) * in_.floats.width * columns);
   }
 
   void prepare() {
     PrepareArgs args = product_.input;
     args.x += first_ * args.stride;
-    args.fine = tokens_ <= kFineTokens || product_.exact;
+    bool exact = product_.exact || tokens_ <= kFineTokens;
+    args.fine = exact && (table_.fine_is_free || !streaming_);
     args.budget = kNoiseBudget;
-    int byte_tiles = in_.bytes.tiles, tiles = byte_tiles + in_.floats.tiles;
+    int byte_tiles = in_.bytes.tiles, word_tiles = byte_tiles + in_.words.tiles, tiles = word_tiles + in_.floats.tiles;
     int64_t columns = padded(args.columns), blocks = columns / kBlock;
     int64_t width = std::max(table_.width_bytes, kStreamTokens);
     context_.pool.run(tiles, [&](int tile, int worker) {
@@ -123,7 +134,8 @@ class Call {
       mine.highest = zeros + columns;
       mine.noise = mine.highest + width * blocks;
       std::fill(zeros, zeros + columns, 0.0f);
-      if (tile >= byte_tiles) return table_.prepare_floats(mine, in_.floats, tile - byte_tiles);
+      if (tile >= word_tiles) return table_.prepare_floats(mine, in_.floats, tile - word_tiles);
+      if (tile >= byte_tiles) return table_.prepare_words(mine, in_.words, tile - byte_tiles);
       table_.prepare_bytes(mine, in_.bytes, tile);
       for (int i = 0; i < in_.zeros_count; i++) fill_zeros(in_.zeros[i], tile);
     });

@@ -6,11 +6,12 @@
 namespace layerlift {
 
 // How a product wants its input x [T, columns]. Columns of the product (tokens) are interleaved in tiles of `width`.
-enum class Kind { kBytes, kFloats };
+enum class Kind { kBytes, kWords, kFloats };
 
 // The input of a product, made by `prepare`. Arrays go tile by tile; within a tile:
 //   bytes   [padded_columns / 4][width][4] int8, `fine` the same
 //   scale and block_sum [blocks][width], sum and sum_bytes [blocks * 2][width] (of 16 columns each)
+//   words   [padded_columns / 2][width][2] int16, with `scale` alone
 //   floats  [padded_columns][width]
 struct Input {
   int64_t tokens, padded_columns;
@@ -21,6 +22,7 @@ struct Input {
   float* scale;
   float *sum, *block_sum;
   int32_t* sum_bytes;  // [blocks * 2][width]: of the bytes, 256 * coarse + fine where fine
+  int16_t* words;     // round(x / scale)
   float* floats;
 };
 
@@ -56,7 +58,7 @@ constexpr int kStreamTokens = 8;
 constexpr int kPanelScratch = 64 << 10;  // bytes that a Panel needs
 
 struct FormatKernels {
-  Kind kind;
+  Kind kind, panel_kind;  // of the input: of `stream`, and of `panel`
   int sub, zero;
   Stream stream[kStreamTokens];  // one group for 1..8 tokens: out [T][16]
   Panel panel;                   // one band for tiles of tokens: out [tiles * width][32]
@@ -65,11 +67,13 @@ struct FormatKernels {
 
 struct MatmulTable {
   FormatKernels formats[kFormats];
-  int width_bytes, width_floats;  // of a tile where there are more than kStreamTokens tokens
+  int width_bytes, width_floats;  // of a tile where there are more than kStreamTokens tokens; kWords' is kBytes'
+  bool fine_is_free;  // while few tokens' weights come from memory there is time for 16-bit inputs
   // out [tokens][width] into y
   void (*finish)(const float* out, int width, int64_t tokens, const Target&);
   // One tile of the input; row `t` of the call is token `tile * width + j`.
   void (*prepare_bytes)(const PrepareArgs&, const Input&, int tile);
+  void (*prepare_words)(const PrepareArgs&, const Input&, int tile);
   void (*prepare_floats)(const PrepareArgs&, const Input&, int tile);
 };
 

@@ -23,15 +23,6 @@ static constexpr IQ4Table make_iq4_table() {
 }
 static constexpr IQ4Table kIQ4Table = make_iq4_table();
 
-static inline void unpack_nibbles(const uint8_t* p, u8x64* w) {
-  u8x64 low = set1_u8(15);
-  for (int j = 0; j < 4; j++) {
-    u8x64 v = load_u8(p + 64 * j);
-    w[j] = and_(v, low);
-    w[j + 4] = and_(shr<4>(v), low);
-  }
-}
-
 // vector 2i + j from bits 2i of v, moved to bit `to`
 template <int to> static inline u8x64 pair_of_bits(u8x64 v, int i) {
   switch (i) {
@@ -57,41 +48,50 @@ template <int to> static inline u8x64 single_bit(u8x64 v, int g) {
   }
 }
 
-// The 8 vectors of a block as bytes to multiply: offset by zero_of<L>(), or signed where dot4 takes them so.
-template <class L> static inline void unpack(const uint8_t* p, u8x64* w) {
+// Calls use(g, w) for the 8 vectors of a block as bytes to multiply: offset by zero_of<L>(), or signed where dot4 takes
+// them so. Vectors that share a load come one after the other.
+template <class L, class Use> static inline void each_vector(const uint8_t* p, Use use) {
   if constexpr (L::kBits == 8) {
-    for (int g = 0; g < 8; g++) {
-      w[g] = load_u8(p + 64 * g);
-      if (!kSignedProducts) w[g] = xor_(w[g], set1_u8(128));
-    }
-  } else if constexpr (L::kBits == 4) {
-    unpack_nibbles(p, w);
-    if constexpr (L::kLookup)
-      for (int g = 0; g < 8; g++) w[g] = lookup16(kIQ4Table.bytes, w[g]);
-  } else if constexpr (L::kBits == 6) {
-    unpack_nibbles(p, w);
-    for (int j = 0; j < 2; j++) {
-      u8x64 v = load_u8(p + 256 + 64 * j);
-      LL_UNROLL(4)
-      for (int i = 0; i < 4; i++) w[2 * i + j] = and_or(pair_of_bits<4>(v, i), set1_u8(0x30), w[2 * i + j]);
-    }
-  } else if constexpr (L::kBits == 5) {
-    unpack_nibbles(p, w);
-    u8x64 v = load_u8(p + 256);
     LL_UNROLL(8)
-    for (int g = 0; g < 8; g++) w[g] = and_or(single_bit<4>(v, g), set1_u8(0x10), w[g]);
+    for (int g = 0; g < 8; g++) {
+      u8x64 w = load_u8(p + 64 * g);
+      use(g, kSignedProducts ? w : xor_(w, set1_u8(128)));
+    }
+  } else if constexpr (L::kBits >= 4) {
+    LL_UNROLL(4)
+    for (int j = 0; j < 4; j++) {
+      u8x64 v = load_u8(p + 64 * j), low = and_(v, set1_u8(15)), high = and_(shr<4>(v), set1_u8(15));
+      if constexpr (L::kLookup) {
+        low = lookup16(kIQ4Table.bytes, low);
+        high = lookup16(kIQ4Table.bytes, high);
+      } else if constexpr (L::kBits == 5) {
+        u8x64 bits = load_u8(p + 256);
+        low = and_or(single_bit<4>(bits, j), set1_u8(0x10), low);
+        high = and_or(single_bit<4>(bits, j + 4), set1_u8(0x10), high);
+      } else if constexpr (L::kBits == 6) {
+        u8x64 bits = load_u8(p + 256 + 64 * (j & 1));
+        low = and_or(pair_of_bits<4>(bits, j / 2), set1_u8(0x30), low);
+        high = and_or(pair_of_bits<4>(bits, j / 2 + 2), set1_u8(0x30), high);
+      }
+      use(j, low);
+      use(j + 4, high);
+    }
   } else {  // 2 and 3 bits
+    LL_UNROLL(2)
     for (int j = 0; j < 2; j++) {
       u8x64 v = load_u8(p + 64 * j);
       LL_UNROLL(4)
-      for (int i = 0; i < 4; i++) w[2 * i + j] = and_(pair_of_bits<0>(v, i), set1_u8(3));
-    }
-    if constexpr (L::kBits == 3) {
-      u8x64 v = load_u8(p + 128);
-      LL_UNROLL(8)
-      for (int g = 0; g < 8; g++) w[g] = and_or(single_bit<2>(v, g), set1_u8(4), w[g]);
+      for (int i = 0; i < 4; i++) {
+        u8x64 w = and_(pair_of_bits<0>(v, i), set1_u8(3));
+        if constexpr (L::kBits == 3) w = and_or(single_bit<2>(load_u8(p + 128), 2 * i + j), set1_u8(4), w);
+        use(2 * i + j, w);
+      }
     }
   }
+}
+
+template <class L> static inline void unpack(const uint8_t* p, u8x64* w) {
+  each_vector<L>(p, [w](int g, u8x64 vector) { w[g] = vector; });
 }
 
 // Scales and minima of block `b` of a slab, for each of its kSubs parts.

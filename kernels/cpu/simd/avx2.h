@@ -151,15 +151,65 @@ static inline i32x16 dot4_us(i32x16 acc, u8x64 w, const int8_t* a) {
 #define LL_WORD_SUMS
 struct i16x32 { __m256i lo, hi; };
 static inline i16x32 zero_i16() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-static inline i16x32 dot2_us(i16x32 acc, u8x64 w, const int8_t* a) {
+// As assembly, which adds in place: GCC 12 copies a sum that leaves a loop at each turn of it.
+static inline __m256i dot2_us(__m256i acc, __m256i w, __m256i a) {
+  __m256i products;
+  asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(acc), "=&x"(products) : "x"(w), "x"(a));
+  return acc;
+}
+static inline __m256i four_bytes(const int8_t* a) {
   int32_t four;
   __builtin_memcpy(&four, a, 4);
-  __m256i b = _mm256_set1_epi32(four);
-  return {_mm256_add_epi16(acc.lo, _mm256_maddubs_epi16(w.lo, b)), _mm256_add_epi16(acc.hi, _mm256_maddubs_epi16(w.hi, b))};
+  return _mm256_set1_epi32(four);
+}
+static inline i16x32 dot2_us(i16x32 acc, u8x64 w, const int8_t* a) {
+  __m256i b = four_bytes(a);
+  return {dot2_us(acc.lo, w.lo, b), dot2_us(acc.hi, w.hi, b)};
+}
+static inline i16x32 mul2_us(u8x64 w, const int8_t* a) {
+  __m256i b = four_bytes(a);
+  return {_mm256_maddubs_epi16(w.lo, b), _mm256_maddubs_epi16(w.hi, b)};
 }
 static inline i32x16 add_pairs(i32x16 acc, i16x32 a) {
   __m256i ones = _mm256_set1_epi16(1);
   return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(a.lo, ones)), _mm256_add_epi32(acc.hi, _mm256_madd_epi16(a.hi, ones))};
+}
+
+// Products of 16-bit words, two columns of 16 rows to a vector.
+#define LL_WORDS
+static inline i16x32 load_i16(const int16_t* p) { return {load256(p), load256(p + 16)}; }
+static inline void store_i16(int16_t* p, i16x32 a) {
+  store256(p, a.lo);
+  store256(p + 16, a.hi);
+}
+static inline i16x32 sub_i16(i16x32 a, int16_t b) {
+  return {_mm256_sub_epi16(a.lo, _mm256_set1_epi16(b)), _mm256_sub_epi16(a.hi, _mm256_set1_epi16(b))};
+}
+static inline i16x32 mul(i16x32 a, i16x32 b) { return {_mm256_mullo_epi16(a.lo, b.lo), _mm256_mullo_epi16(a.hi, b.hi)}; }
+// Signed bytes, four columns of 16 rows, as words: the first two columns, and the last two.
+static inline void widen_pairs(u8x64 w, i16x32& first, i16x32& last) {
+  // Each byte goes to the upper half of a word, whose shift to the right extends the sign.
+  __m256i low = _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, 0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13));
+  __m256i high = _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, 2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15));
+  first = {_mm256_srai_epi16(_mm256_shuffle_epi8(w.lo, low), 8), _mm256_srai_epi16(_mm256_shuffle_epi8(w.hi, low), 8)};
+  last = {_mm256_srai_epi16(_mm256_shuffle_epi8(w.lo, high), 8), _mm256_srai_epi16(_mm256_shuffle_epi8(w.hi, high), 8)};
+}
+// 16 signed bytes as words, each for both columns of its row.
+static inline i16x32 twice_i8(const int8_t* p) {
+  __m256i words = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  __m256i low = _mm256_unpacklo_epi16(words, words), high = _mm256_unpackhi_epi16(words, words);
+  return {_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31)};
+}
+static inline __m256i dot2_words(__m256i acc, __m256i w, __m256i x) {
+  __m256i products;
+  asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(products) : "x"(w), "x"(x));
+  return acc;
+}
+static inline i32x16 dot2_words(i32x16 acc, i16x32 w, const int16_t* x) {
+  int32_t two;
+  __builtin_memcpy(&two, x, 4);
+  __m256i b = _mm256_set1_epi32(two);
+  return {dot2_words(acc.lo, w.lo, b), dot2_words(acc.hi, w.hi, b)};
 }
 
 static inline u8x64 and_or(u8x64 a, u8x64 mask, u8x64 b) { return or_(and_(a, mask), b); }
