@@ -175,6 +175,78 @@ class AttendFew:
         return text_of(("cuda/loads", "cuda/attend_few"), self.macros, prelude=prelude)
 
 
+MMA_FORMATS = tuple(fmt for fmt in MATVEC_FORMATS if fmt != "F32")  # F32 has the tiles of kernels/shared/matmul.h
+
+
+@dataclass(frozen=True)
+class MatmulMma:
+    """matmul_mma.h, and rows_half.h which prepares its activations, for about `tokens` tokens."""
+
+    fmt: str
+    tokens: int
+
+    @staticmethod
+    def ready(fmt: str, columns: int, arch: int) -> bool:
+        """`arch` is the compute capability times ten: 75, 80, 90."""
+        return fmt in MMA_FORMATS and columns % 32 == 0 and arch >= (80 if fmt == "BF16" else 75)
+
+    @property
+    def tile_tokens(self) -> int:
+        """Tokens of a block. Weights are read once for so many."""
+        return next((n for n in (16, 32, 64) if self.tokens <= n), 128)
+
+    @property
+    def tile_rows(self) -> int:
+        return 128
+
+    @property
+    def warps(self) -> int:
+        return 8
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps
+
+    @property
+    def shared_nbytes(self) -> int:
+        """Dynamic shared memory; more than a block has without asking, so it must be asked for."""
+        return 2 * 128 * (self.tile_tokens + self.tile_rows)
+
+    def blocks(self, tokens: int, rows: int) -> int:
+        return -(-tokens // self.tile_tokens) * -(-rows // self.tile_rows)
+
+    def splits(self, tokens: int, columns: int, rows: int, units: int) -> int:
+        """Parts of the columns, so that small products have two blocks for each of `units` multiprocessors."""
+        stages, blocks = -(-columns // 64), self.blocks(tokens, rows)
+        wanted = max(1, min(2 * units // blocks, stages // 4))
+        each = -(-stages // wanted)
+        return -(-stages // each)  # none is empty
+
+    def parts_shape(self, tokens: int, rows: int, splits: int) -> tuple[int, ...]:
+        """float32 workspace; its values do not matter. None is needed without splits."""
+        return splits, tokens, rows
+
+    def counters_shape(self, tokens: int, rows: int) -> tuple[int, ...]:
+        """int32 workspace of zeros, which every launch leaves as zeros."""
+        return (self.blocks(tokens, rows),)
+
+    @property
+    def macros(self) -> dict[str, int | str]:
+        return {
+            "FORMAT": self.fmt, "TILE_TOKENS": self.tile_tokens, "TILE_ROWS": self.tile_rows, "WARPS": self.warps,
+            "AHEAD": 1 if self.tile_tokens == 128 else 2, "BRAIN": int(self.fmt == "BF16"),
+            "BLOCKS_AT_ONCE": 1 if self.tile_tokens == 128 else 2,
+        }  # fmt: skip
+
+    def text(self, *, prelude: str | None = None) -> str:
+        return text_of(("cuda/loads", "cuda/weights", "cuda/matmul_mma"), self.macros, prelude=prelude)
+
+    def rows_half_text(self, *, prelude: str | None = None) -> str:
+        """The program of rows_half for this format, also of 32 · warps threads."""
+        macros = {"WARPS": self.warps, "BRAIN": int(self.fmt == "BF16")}
+        return text_of(("cuda/rows_half",), macros, prelude=prelude)
+
+
 def _ahead(fmt: str) -> int:
     """Flow::AHEAD of kernels/cuda/matvec.h."""
     return 1 if MATVEC_FORMATS[fmt] == 32 else 2

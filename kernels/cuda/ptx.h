@@ -87,3 +87,88 @@ DEVICE float fma_subnormal(float a, float b, float c) {
 #define FLOAT_BITS(bits) __uint_as_float(bits)
 #define ATOMIC_ADD(at, n) atomicAdd(at, n)
 #define THREAD_FENCE __threadfence()
+
+// -- tensor cores, and what feeds them --
+
+DEVICE u32 shared_address(const void *at) {
+  u32 address;
+  asm("{ .reg .u64 a; cvta.to.shared.u64 a, %1; cvt.u32.u64 %0, a; }" : "=r"(address) : "l"(at));
+  return address;
+}
+
+// Starts a copy of 16 bytes to shared memory; zeros instead where `there` is false. Before sm_80 it is done at once.
+DEVICE void copy_async_16(void *to, const void *from, bool there) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0)
+               : "memory");
+#else
+  *(uint4 *)to = there ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
+#endif
+}
+
+DEVICE void copies_commit() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits for this thread's copies but those of the last `N` groups.
+template <int N>
+DEVICE void copies_wait() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+#endif
+}
+
+// Four matrices of 8 x 8 halves: lanes 8 i … 8 i + 7 say where the rows of matrix i begin, and out[i] has of it, for this
+// lane, row LANE / 4, columns LANE % 4 * 2 and the next (transposed: the same of the transposed matrix).
+DEVICE void load_matrices(u32 (&out)[4], const void *row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+DEVICE void load_matrices_transposed(u32 (&out)[4], const void *row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// c [16, 8] += a [16, 16] @ b [16, 8], halves (BF16S: bf16) summed in f32. With g = LANE / 4 and t = LANE % 4, a lane has
+// a[0], a[1]: rows g and g + 8, columns 2 t, 2 t + 1; a[2], a[3]: the same, eight columns on; b_0, b_1: rows 2 t, 2 t + 1
+// and eight on, column g; c: row g, columns 2 t, 2 t + 1, then row g + 8 (PTX ISA, "Matrix fragments for mma.m16n8k16").
+template <bool BF16S>
+DEVICE void multiply_16x8x16(float (&c)[4], const u32 (&a)[4], u32 b_0, u32 b_1) {
+#if __CUDA_ARCH__ >= 800
+  if (BF16S) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b_0), "r"(b_1));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b_0), "r"(b_1));
+  }
+#else
+  static_assert(!BF16S, "bf16 needs sm_80");
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(b_0));
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[2]), "r"(a[3]), "r"(b_1));
+#endif
+}
+
+// Two halves in a word, the first one low.
+DEVICE u32 pack_halves(float low, float high) {
+  u32 both;
+  asm("{ .reg .f16 a, b; cvt.rn.f16.f32 a, %1; cvt.rn.f16.f32 b, %2; mov.b32 %0, {a, b}; }"
+      : "=r"(both)
+      : "f"(low), "f"(high));
+  return both;
+}

@@ -321,3 +321,82 @@ DEVICE int ATOMIC_ADD(int *at, int n) {
 }
 #define THREAD_FENCE
 #define EXP2 exp2f
+
+// A copy lands when its thread waits for it: who reads before finds what was there.
+DEVICE void copy_async_16(void *to, const void *from, bool there) {
+  uint4 value = there ? *(const uint4 *)from : uint4{0, 0, 0, 0};
+  grid::current->copies.push_back({to, value, grid::current->group});
+}
+DEVICE void copies_commit() { grid::current->group++; }
+template <int N>
+void copies_wait() {
+  auto &copies = grid::current->copies;
+  size_t done = 0;
+  for (; done < copies.size() && copies[done].group < grid::current->group - N; done++) {
+    *(uint4 *)copies[done].to = copies[done].value;
+  }
+  copies.erase(copies.begin(), copies.begin() + done);
+}
+
+namespace grid {
+
+template <bool TRANSPOSED>
+void load_matrices(u32 (&out)[4], const void *row) {
+  Warp &own = warp();
+  int lane = current->thread % 32;
+  if ((uintptr_t)row % 16) fprintf(stderr, "ldmatrix: a row is not aligned\n"), abort();
+  memcpy(own.slot[lane], row, 16);
+  wait(own.barrier, 32);
+  for (int i = 0; i < 4; i++) {
+    u16 pair[2];
+    for (int j = 0; j < 2; j++) {
+      int r = lane / 4, c = lane % 4 * 2 + j;
+      if (TRANSPOSED) std::swap(r, c);
+      memcpy(&pair[j], (u8 *)own.slot[8 * i + r] + 2 * c, 2);
+    }
+    memcpy(&out[i], pair, 4);
+  }
+  wait(own.barrier, 32);
+}
+
+template <bool BF16S>
+double half_of(u32 word, int which) {
+  u32 bits = word >> (16 * which) & 0xFFFF, wide = bits << 16;
+  float value;
+  memcpy(&value, &wide, 4);
+  if (BF16S) return value;
+  _Float16 half;
+  u16 narrow = bits;
+  memcpy(&half, &narrow, 2);
+  return (double)half;
+}
+
+}  // namespace grid
+
+DEVICE void load_matrices(u32 (&out)[4], const void *row) { grid::load_matrices<false>(out, row); }
+DEVICE void load_matrices_transposed(u32 (&out)[4], const void *row) { grid::load_matrices<true>(out, row); }
+
+// By the tables of the PTX ISA, element by element; sums in double, rounded once.
+template <bool BF16S>
+void multiply_16x8x16(float (&c)[4], const u32 (&a)[4], u32 b_0, u32 b_1) {
+  grid::Warp &own = grid::warp();
+  int lane = LANE;
+  for (int i = 0; i < 4; i++) own.slot[lane][i] = a[i];
+  own.slot[lane][4] = b_0;
+  own.slot[lane][5] = b_1;
+  grid::wait(own.barrier, 32);
+  for (int i = 0; i < 4; i++) {
+    int row = lane / 4 + (i < 2 ? 0 : 8), column = lane % 4 * 2 + i % 2;
+    double sum = c[i];
+    for (int k = 0; k < 16; k++) {
+      int element_a = (row >= 8 ? 2 : 0) + (k >= 8 ? 4 : 0) + k % 2;  // a0 … a7
+      int element_b = (k >= 8 ? 2 : 0) + k % 2;                        // b0 … b3
+      u32 word_a = own.slot[row % 8 * 4 + k % 8 / 2][element_a / 2];
+      u32 word_b = own.slot[column * 4 + k % 8 / 2][4 + element_b / 2];
+      sum += grid::half_of<BF16S>(word_a, element_a % 2) * grid::half_of<BF16S>(word_b, element_b % 2);
+    }
+    c[i] = (float)sum;
+  }
+  grid::wait(own.barrier, 32);
+}
+DEVICE u32 pack_halves(float low, float high) { return float_to_half(low) | (u32)float_to_half(high) << 16; }
