@@ -365,7 +365,7 @@ class Backend(ABC):
         return self.download(logits).argmax(axis=-1).astype(np.int32)
 
     def tune(self, weights: Sequence[Weight], tokens: int) -> str:
-        """Measures what can be done in two ways on a model's own matrices and records the winner; one line that says so.
+        """Measures what can be done in two ways on a model's matrices, records the winner; one line that says so.
 
         `tokens` is the length of a long step. "" where there is nothing to choose.
         """

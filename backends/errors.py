@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .base import DeviceInfo
+
 
 class LayerliftError(Exception):
     """A failure with a one-line message; `hint`, if any, is the next step for the user."""
@@ -26,8 +31,8 @@ class UnsupportedFormat(BackendError):
 
 
 class DeviceOutOfMemory(BackendError):
-    """An allocation on the device failed; `nbytes` were asked for."""
+    """An allocation on `device` failed (None: not said); `nbytes` were asked for."""
 
-    def __init__(self, message: str, *, nbytes: int, hint: str = ""):
+    def __init__(self, message: str, *, nbytes: int, device: DeviceInfo | None = None, hint: str = ""):
         super().__init__(message, hint=hint)
-        self.nbytes = nbytes
+        self.nbytes, self.device = nbytes, device

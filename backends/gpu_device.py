@@ -80,7 +80,9 @@ class GpuDevice(Backend):
         try:
             block = Block(self.pool, self._alloc(planes.nbytes), planes.nbytes)
         except DeviceOutOfMemory as error:
-            raise DeviceOutOfMemory(f"{error} for {name}", nbytes=error.nbytes, hint=error.hint) from None
+            raise DeviceOutOfMemory(
+                f"{error} for {name}", nbytes=error.nbytes, device=self.device, hint=error.hint
+            ) from None
         self._copy_in(block.handle, planes)
         return Weight(name, fmt, shape, planes.nbytes, GpuArray(block, (planes.nbytes,), np.uint8))
 

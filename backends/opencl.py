@@ -102,7 +102,9 @@ class OpenCLBackend(GpuBackend):
         try:
             return call()
         except self._cl.MemoryError:
-            raise DeviceOutOfMemory(f"{self.device}: no memory for {nbytes} bytes", nbytes=nbytes) from None
+            raise DeviceOutOfMemory(
+                f"{self.device}: no memory for {nbytes} bytes", nbytes=nbytes, device=self.device
+            ) from None
         except self._cl.Error as error:
             raise self._failure(doing, error) from None
 
@@ -112,7 +114,9 @@ class OpenCLBackend(GpuBackend):
     def _alloc(self, nbytes: int) -> Handle:
         cl, limit = self._cl, self._device.max_mem_alloc_size
         if nbytes > limit:
-            raise DeviceOutOfMemory(f"{self.device}: no memory for {nbytes} bytes in one piece", nbytes=nbytes)
+            raise DeviceOutOfMemory(
+                f"{self.device}: no memory for {nbytes} bytes in one piece", nbytes=nbytes, device=self.device
+            )
         return self._guarded("allocating", lambda: cl.Buffer(self._context, cl.mem_flags.READ_WRITE, nbytes), nbytes)
 
     def _copy_in(self, handle: Handle, host: NDArray[Any]) -> None:
@@ -134,7 +138,9 @@ class OpenCLBackend(GpuBackend):
         try:
             kernel.handle(self._queue, (x * threads, y), (threads, 1), *arguments)
         except self._cl.MemoryError:
-            raise DeviceOutOfMemory(f"{self.device}: no memory to run {kernel.name}", nbytes=0) from None
+            raise DeviceOutOfMemory(
+                f"{self.device}: no memory to run {kernel.name}", nbytes=0, device=self.device
+            ) from None
         except self._cl.Error as error:
             raise self._failure(f"kernel {kernel.name}", error) from None
 

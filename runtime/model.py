@@ -56,10 +56,14 @@ class Model:
         self._matrices: dict[Backend, list[Weight]] = {}  # of the layers
         self._progress = progress or (lambda done, total: None)
         self._loaded = 0
+        self._loading_on: DeviceInfo | None = None
+        self._spare: tuple[int, KVDtype, KVCache] | None = None
         try:
             self._load_layers()
-        except BaseException:
+        except BaseException as error:
             self._close_backends()  # the file stays open: the caller may try another plan
+            if isinstance(error, DeviceOutOfMemory):
+                error.device = error.device or self._loading_on
             raise
 
     @classmethod
@@ -105,9 +109,10 @@ class Model:
             while True:
                 try:
                     model = cls(gguf, plan, threads=threads, kernels=kernels, progress=progress)
+                    model.reserve_cache(context, kv_dtype)
                     break
                 except DeviceOutOfMemory as error:
-                    plan = plan.fewer(error)
+                    plan = plan.fewer(error, error.device)
                     notify(f"{error}; trying again: {plan.describe()}")
         except BaseException:
             gguf.close()
@@ -124,19 +129,19 @@ class Model:
         self._total = gguf.nbytes
         self.stages: list[Stage] = []
         embed_on, head_on = self._backend(self.plan.embed_on), self._backend(self.plan.head_on)
-        tensors = Tensors(gguf, embed_on)
+        tensors = self._tensors(embed_on)
         table = tensors.weight("token_embd.weight", c.vocab_size, c.d_model)
         self.embedding = (embed_on, table)
         for planned in self.plan.stages:
             backend = self._backend(planned.device)
-            tensors = Tensors(gguf, backend)
+            tensors = self._tensors(backend)
             blocks = []
             for layer in range(planned.first, planned.last):
                 blocks.append(self.arch.Block.load(tensors, c, layer))
                 self._report(f"blk.{layer}.")
             self.stages.append(Stage(backend, tuple(blocks), planned.first))
             self._matrices.setdefault(backend, []).extend(tensors.matrices)
-        tensors = Tensors(gguf, head_on)
+        tensors = self._tensors(head_on)
         if "output.weight" in gguf.tensors:
             output = tensors.linear("output", c.vocab_size, c.d_model)
         else:  # tied: the head is the embedding table
@@ -144,6 +149,10 @@ class Model:
             output = Linear(shared)
         self.head: tuple[Backend, Norm, Linear] = (head_on, tensors.norm("output_norm", c.d_model, c.norm_eps), output)
         self._progress(self._total, self._total)
+
+    def _tensors(self, backend: Backend) -> Tensors:
+        self._loading_on = backend.device
+        return Tensors(self.gguf, backend)
 
     def _backend(self, device: DeviceInfo) -> Backend:
         if str(device) not in self._backends:
@@ -176,14 +185,32 @@ class Model:
 
     # -- forward --
 
+    def reserve_cache(self, context: int, dtype: KVDtype) -> None:
+        """Allocates the cache of the first engine while another plan can still be made. Raises DeviceOutOfMemory."""
+        if not self.plan.layers_gpu:
+            return
+        trained = self.config.context
+        capacity = min(context, trained) if context > 0 else trained
+        try:
+            self._spare = (capacity, dtype, self.new_cache(capacity, dtype))
+        except DeviceOutOfMemory:
+            self._close_backends()
+            raise
+
     def new_cache(self, capacity: int, dtype: KVDtype = "f16") -> KVCache:
         """A cache of `capacity` tokens, each layer's part on that layer's device."""
-        c = self.config
-        layers = [
-            (stage.backend, stage.backend.kv_alloc(capacity, c.n_kv_heads, c.head_dim, dtype))
-            for stage in self.stages
-            for _ in stage.blocks
-        ]
+        spare, self._spare = self._spare, None
+        if spare is not None and spare[:2] == (capacity, dtype):
+            return spare[2]
+        c, layers = self.config, []
+        for stage in self.stages:
+            for _ in stage.blocks:
+                try:
+                    store = stage.backend.kv_alloc(capacity, c.n_kv_heads, c.head_dim, dtype)
+                except DeviceOutOfMemory as error:
+                    error.device = error.device or stage.backend.device
+                    raise
+                layers.append((stage.backend, store))
         return KVCache(capacity, layers, c.rope, self.gguf.fingerprint)
 
     def forward(self, step: Step) -> tuple[Backend, Array]:

@@ -51,6 +51,7 @@ class PlanInputs:
     devices: tuple[DeviceInfo, ...]  # GPUs that take layers
     shares: tuple[float, ...]  # of the layers, for each device
     host: DeviceInfo
+    full: tuple[DeviceInfo, ...] = ()  # an allocation failed there: they take no more than they have
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ class Plan:
         """
         if not self.layers_gpu:
             raise error
+        if failed and len(self.inputs.devices) > 1:
+            return self._relieved(error, failed)
         watched = [failed] if failed else [stage.device for stage in self.stages if stage.device != self.inputs.host]
         units = self.layers_gpu + (self.head_on != self.inputs.host)
         for fewer in range(units - 1, -1, -1):
@@ -119,6 +122,21 @@ class Plan:
             if all(plan.nbytes(d) <= self.nbytes(d) - max(error.nbytes, self.nbytes(d) // 8) for d in watched):
                 return plan
         return _place(self.inputs, 0, [])
+
+    def _relieved(self, error: DeviceOutOfMemory, failed: DeviceInfo) -> Plan:
+        """The plan with layers taken off `failed` only: to other devices where they fit, the rest to the host."""
+        inputs = replace(self.inputs, full=(*self.inputs.full, failed))
+        counts = {d: sum(s.last - s.first for s in self.stages if s.device == d) for d in inputs.devices}
+        limit = self.nbytes(failed) - max(error.nbytes, self.nbytes(failed) // 8)
+        with_head = self.head_on != inputs.host
+        some = range(counts[failed] + 1)
+        tries = [(taken, taken, True) for taken in some if with_head]  # everything stays on GPUs
+        tries += [(taken, moved, False) for taken in some for moved in range(taken, -1, -1)]
+        for taken, moved, head in tries:
+            plan = _spread(inputs, {**counts, failed: counts[failed] - taken}, moved, head)
+            if plan is not None and plan.nbytes(failed) <= limit:
+                return plan
+        return _place(inputs, 0, [])
 
 
 def plan_layers(
@@ -275,6 +293,26 @@ def _by_filling(inputs: PlanInputs, units: int, budgets: Sequence[int]) -> list[
             room -= loads[len(homes)]
             homes.append(device)
     return homes
+
+
+def _spread(inputs: PlanInputs, counts: dict[DeviceInfo, int], extra: int, with_head: bool) -> Plan | None:
+    """So many blocks on each device, and `extra` more on those with the most room; None where they do not fit."""
+
+    def placed(each: dict[DeviceInfo, int]) -> Plan:
+        homes = [device for device in inputs.devices for _ in range(each[device])]
+        return _place(inputs, len(homes) + with_head, homes)
+
+    for _ in range(extra):
+        room = {}
+        for device in inputs.devices:
+            more = {**counts, device: counts[device] + 1}
+            room[device] = _free(device) - _margin(_free(device), None) - placed(more).nbytes(device)
+        open_to_more = [d for d in inputs.devices if d not in inputs.full and counts[d] and room[d] >= 0]
+        if not open_to_more:
+            return None
+        best = max(open_to_more, key=lambda device: room[device])
+        counts = {**counts, best: counts[best] + 1}
+    return placed(counts)
 
 
 def _place(inputs: PlanInputs, units: int, homes: Sequence[DeviceInfo]) -> Plan:

@@ -160,6 +160,26 @@ def test_out_of_memory_at_any_allocation_means_fewer_layers(tiny, monkeypatch):
         assert any("trying again" in line for line in notices), place
 
 
+def test_a_cache_that_does_not_fit_means_fewer_layers_before_an_engine_starts(tiny, monkeypatch):
+    opencl_device()
+    real, failures = OpenCLBackend.kv_alloc, [2]  # the second layer's cache finds no memory
+
+    def full_once(self, *args, **kwargs):
+        failures[0] -= 1
+        if failures[0] == 0:
+            raise DeviceOutOfMemory(f"{self.device}: no memory for 4096 bytes", nbytes=4096)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(OpenCLBackend, "kv_alloc", full_once)
+    notices: list[str] = []
+    with Model.load(tiny("F32"), ngl=2, gpu="opencl", context=32, notify=notices.append) as model:
+        assert model.plan.layers_gpu == 1
+        with Engine(model, context=32) as engine:
+            request = Request(TOKENS[:3], sampling=Sampling(temperature=0), max_tokens=2, ignore_eos=True)
+            assert len(engine.submit(request).result().tokens) == 2
+    assert "trying again" in notices[0]
+
+
 @pytest.mark.slow
 def test_two_devices_share_the_layers(tiny):
     opencl_device()

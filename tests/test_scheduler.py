@@ -277,11 +277,45 @@ def test_retries_end_on_the_cpu(devices, ngl, nbytes, known):
         failed = next(s.device for s in plan.stages if s.device != HOST) if known else None
         following = plan.fewer(error, failed)
         check(following, 16)
-        assert (following.layers_gpu, following.head_on != HOST) < (plan.layers_gpu, plan.head_on != HOST)
+        if failed and len(devices) > 1:  # what it gives up may go to the other one
+            assert following.nbytes(failed) < plan.nbytes(failed)
+        else:
+            assert (following.layers_gpu, following.head_on != HOST) < (plan.layers_gpu, plan.head_on != HOST)
         plan, tries = following, tries + 1
-    assert tries <= 17
+    assert tries <= 17 * len(devices)
     with pytest.raises(DeviceOutOfMemory):
         plan.fewer(error)
+
+
+def layers_on(plan):
+    return {s.device.index: s.last - s.first for s in plan.stages if s.device != HOST}
+
+
+def test_only_the_device_that_failed_gives_layers_up():
+    devices = [gpu(0, free=800), gpu(1, free=800)]  # neither has room for what the other gives up
+    plan = plan_layers(sizes(), 12, 0, devices, host=HOST)
+    assert layers_on(plan) == {0: 6, 1: 6}
+    for failed in devices:
+        after = plan.fewer(DeviceOutOfMemory("", nbytes=150 * MIB, device=failed), failed)
+        check(after, 16)
+        kept = next(d for d in devices if d != failed)
+        assert layers_on(after)[failed.index] == 4
+        assert layers_on(after)[kept.index] >= 6
+
+
+def test_what_a_full_device_gives_up_goes_where_there_is_room_and_never_back():
+    small, large = gpu(0, free=1000), gpu(1, free=9000)
+    plan = plan_layers(sizes(), 999, 0, [small, large], host=HOST, tensor_split=[1, 1])
+    before = layers_on(plan)
+    plan = plan.fewer(DeviceOutOfMemory("", nbytes=150 * MIB), small)
+    after = layers_on(plan)
+    assert after[0] < before[0]
+    assert sum(after.values()) == 16
+    assert plan.head_on == large  # the head stays on the GPUs with all the layers
+    plan = plan.fewer(DeviceOutOfMemory("", nbytes=150 * MIB), large)
+    check(plan, 16)
+    assert layers_on(plan)[0] <= after[0]
+    assert layers_on(plan)[1] < after[1]
 
 
 @pytest.mark.parametrize(
