@@ -19,7 +19,7 @@ from .errors import GGUFError, UserError
 from .pack_manifest import ALIGNMENT, MAX_NBYTES, Manifest, Weights, parse
 from .pack_manifest import NAME as MANIFEST
 
-__all__ = ["Member", "check", "find", "members", "packed", "read", "split_name"]
+__all__ = ["Member", "check", "find", "members", "packed", "places", "read", "split_name"]
 
 IsModel = Callable[[memoryview], bool]
 
@@ -126,6 +126,20 @@ def packed(view: memoryview, label: str) -> Manifest | None:
     directory = _find_directory(view)
     found = list(members(view, label, directory)) if directory else []
     return _manifest(view, label, found, directory) if directory else None
+
+
+def places(view: memoryview, label: str) -> dict[str, tuple[int, int]]:
+    """Where each stored member's bytes start and how many there are; none if `view` is no ZIP archive.
+
+    Raises GGUFError for a damaged archive, a compressed member or a name given twice.
+    """
+    directory, found = _find_directory(view), {}
+    for member in members(view, label, directory) if directory else ():
+        assert directory is not None
+        if member.name in found:
+            _fail(f"{member.name!r} is listed twice", label, member.at)
+        found[member.name] = (_content(view, label, member, directory), member.nbytes)
+    return found
 
 
 def read(view: memoryview, label: str, name: str, *, limit: int = MAX_NBYTES) -> bytes | None:

@@ -27,7 +27,7 @@ FOREIGN = {
 
 
 # Commands with words of their own, and those for which what follows `--` is somebody else's command line.
-TAKE_WORDS = ("pull", "pack", "unpack", "verify", "repack")
+TAKE_WORDS = ("pull", "convert", "pack", "unpack", "verify", "repack")
 PASS_ON = ("pack", "repack")
 
 

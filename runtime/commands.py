@@ -28,6 +28,7 @@ def run(options: Options, terminal: Terminal) -> int:
         "devices": devices,
         "pull": pull,
         "list": list_models,
+        "convert": convert,
         "pack": pack,
         "unpack": unpack,
         "verify": verify,
@@ -201,6 +202,30 @@ def list_models(options: Options, terminal: Terminal) -> int:
     for m in models:
         facts = m.problem or f"{m.architecture:<10} {m.format:<8} {m.nbytes / 1e9:7.2f} GB  {m.path}"
         terminal.write(f"{m.name:<{width}}  {facts}\n")
+    return 0
+
+
+def convert(options: Options, terminal: Terminal) -> int:
+    """A GGUF of a checkpoint folder."""
+    from . import convert as converting
+    from .convert.source import folder_of
+
+    folder = folder_of(_one_word(options, "FOLDER"))
+    plan = converting.plan(
+        folder, outtype=options.outtype, vocab_only=options.vocab_only, template=options.chat_template
+    )
+    for note in plan.checkpoint.notes:
+        terminal.say(f"note: {note}")
+    kind = "vocab" if options.vocab_only else plan.outtype
+    target = Path(options.target or f"{plan.checkpoint.name}.{kind}.gguf")
+    if not options.target and target.exists():
+        raise UserError(f"{str(target)!r} exists already", hint="name the file with -o")
+    facts = f"{plan.checkpoint.settings.arch}, {len(plan.tensors)} tensors, {kind}, {plan.nbytes / 1e6:.1f} MB"
+    if options.dry_run:
+        terminal.say(f"{target}: would be {facts}")
+        return 0
+    converting.write(plan, target, progress=_progress("converting", terminal))
+    terminal.say(f"{target}: {facts}")
     return 0
 
 

@@ -9,6 +9,7 @@
     ├── GrammarError             a grammar or JSON schema that cannot be used
     ├── ContextFull              more tokens asked for than the context holds
     ├── DownloadError            a model that could not be fetched
+    ├── ConvertError             a checkpoint that is damaged, or that cannot become a GGUF
     ├── SessionError             a saved session that does not fit this model, or is damaged
     └── BackendError             a device or a kernel library (backends/errors.py, with its kinds)
 
@@ -22,6 +23,7 @@ from ..backends.errors import BackendError, LayerliftError
 __all__ = [
     "BackendError",
     "ContextFull",
+    "ConvertError",
     "DownloadError",
     "GGUFError",
     "GrammarError",
@@ -70,6 +72,10 @@ class ContextFull(LayerliftError):
 
 
 class DownloadError(LayerliftError):
+    pass
+
+
+class ConvertError(LayerliftError):
     pass
 
 

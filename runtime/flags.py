@@ -19,6 +19,7 @@ COMMANDS = {
     "devices": "show the devices that layers can run on",
     "pull": "fetch a model",
     "list": "show the models found on this machine",
+    "convert": "make a GGUF of a Hugging Face or Meta checkpoint folder",
     "pack": "make one file of a model and what runs it",
     "unpack": "take the model out of a packed file",
     "verify": "check a model or a packed file, bit by bit",
@@ -211,7 +212,7 @@ def _table() -> tuple[Flag, ...]:
     flag("-ctk --cache-type-k", "kv_dtype_k", "type of the cached keys (default: f16)", KV_DTYPE)
     flag("-ctv --cache-type-v", "kv_dtype_v", "type of the cached values, the same as the keys'", KV_DTYPE)
     flag("--chat-template", "chat_template", "built-in template (chatml, llama2, llama3) or a file with one",
-         Kind("NAME|FILE", str), modes=("chat",))
+         Kind("NAME|FILE", str), modes=("chat", "convert"))
 
     title, modes = "prompt", TALK
     flag("-p --prompt --system-prompt", "prompt", "--cli: the prompt; chat: the system prompt", TEXT)
@@ -299,9 +300,15 @@ def _table() -> tuple[Flag, ...]:
     title, modes = "devices", ("devices",)
     flag("--check", "check", "run every operation on every device and compare with float64", default=False)
 
+    title, modes = "convert", ("convert",)
+    flag("--outtype", "outtype", "type of the matrices; auto: as they are stored, exactly",
+         choice("auto", "f32", "f16", "bf16", "q8_0"), "auto")
+    flag("--vocab-only", "vocab_only", "write the tokenizer and the settings, no tensors", default=False)
+    flag("--dry-run", "dry_run", "check everything and say what would be written", default=False)
+
     title, modes = "pack", ("pack", "repack")
     flag("-o --output", "target", "the file to write; a file of this name is replaced", FILE,
-         modes=("pack", "unpack", "repack"))
+         modes=("pack", "unpack", "repack", "convert"))
     flag("--args", "args_file", "a file with the flags to pack; or the flags themselves behind --", FILE)
     flag("--bundle-deps", "bundle", "carry layerlift and its wheels for this platform",
          default={"pack": False, "repack": "keep"})

@@ -150,6 +150,8 @@ def _some(places: Sequence[Place]) -> str:
 
 
 def _only_model(folder: Path) -> Path:
+    from .convert import is_checkpoint
+
     found = sorted(
         p
         for p in folder.iterdir()
@@ -159,6 +161,10 @@ def _only_model(folder: Path) -> Path:
     )
     if len(found) == 1:
         return found[0]
+    if not found and is_checkpoint(folder):
+        raise UserError(
+            f"folder {str(folder)!r} holds a checkpoint, not a GGUF", hint=f"layerlift convert {folder} -o model.gguf"
+        )
     if not found:
         raise UserError(f"folder {str(folder)!r} holds no .gguf file")
     names = ", ".join(p.name for p in found[:5])

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 # The printable character that stands for each byte in a byte-level vocabulary (Radford et al. 2019).
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
-_BYTE_OF_CHAR = {chr(b): b for b in _PRINTABLE} | {
+BYTE_OF_CHAR = {chr(b): b for b in _PRINTABLE} | {
     chr(0x100 + i): b for i, b in enumerate(b for b in range(256) if b not in _PRINTABLE)
 }
+CHAR_OF_BYTE = {byte: char for char, byte in BYTE_OF_CHAR.items()}
 _ASCII_SPACE = " \t\n\v\f\r"
 _SPACE_MARK = "\u2581"
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -175,7 +176,7 @@ class Tokenizer:
         if self._escape_spaces:
             return text.replace(_SPACE_MARK, " ").encode("utf-8", "replace")
         try:
-            return bytes([_BYTE_OF_CHAR[c] for c in text])
+            return bytes([BYTE_OF_CHAR[c] for c in text])
         except KeyError:
             return text.encode("utf-8", "replace")
 
@@ -229,16 +230,22 @@ def _build_bpe(vocab: Vocab, pre: PreTokenizer, metadata: Metadata) -> tokenizer
     if not pre.byte_level:
         options |= {"byte_fallback": True}
     hf = _model(vocab, merges, key, **options)  # pyright: ignore[reportArgumentType]
+    # A byte without a token is dropped; what stood on its two sides must not be joined.
+    missing = "".join(c for c in BYTE_OF_CHAR if c not in vocab.ids) if pre.byte_level else ""
+    hf.pre_tokenizer = cutter(pre, without=missing)  # pyright: ignore[reportAttributeAccessIssue]
+    return hf
+
+
+def cutter(pre: PreTokenizer, *, without: str = "") -> tokenizers.pre_tokenizers.PreTokenizer:
+    """What cuts a text into words as `pre` says, for `tokenizers`; the characters `without` are left out."""
     from tokenizers import Regex, pre_tokenizers
 
     steps: list[Any] = [pre_tokenizers.Split(Regex(r), "isolated") for r in pre.regexes]
     if pre.byte_level:
         steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-        if missing := "".join(c for c in _BYTE_OF_CHAR if c not in vocab.ids):
-            # A byte without a token is dropped; what stood on its two sides must not be joined.
-            steps.append(pre_tokenizers.Split(Regex(f"[{re.escape(missing)}]"), "removed"))
-    hf.pre_tokenizer = pre_tokenizers.Sequence(steps)  # pyright: ignore[reportAttributeAccessIssue]
-    return hf
+    if without:
+        steps.append(pre_tokenizers.Split(Regex(f"[{re.escape(without)}]"), "removed"))
+    return pre_tokenizers.Sequence(steps)
 
 
 def _build_spm(vocab: Vocab) -> tokenizers.Tokenizer:

@@ -21,6 +21,10 @@ EXAMPLES = {
     "devices": ("layerlift devices --json",),
     "pull": ("layerlift pull [NAME]     the default model, or hf:org/repo:file.gguf",),
     "list": ("layerlift list",),
+    "convert": (
+        "layerlift convert Llama-3.2-1B-Instruct -o model.gguf",
+        "layerlift convert hf:org/repo --outtype q8_0",
+    ),
     "pack": (
         "layerlift pack model.gguf -o model.llm && ./model.llm",
         "layerlift pack model.gguf -o model.llm --bundle-deps -- --cli --temp 0",

@@ -16,12 +16,12 @@ FLOOR = {"kernels": 0, "backends": 1, "runtime": 2, "bench": 3}
 HEAVY = {
     "cupy": ("backends/cuda.py",),
     "pyopencl": ("backends/opencl.py",),
-    "tokenizers": ("runtime/tokenizer.py",),
+    "tokenizers": ("runtime/tokenizer.py", "runtime/convert/tokenizer_json.py"),
     "minijinja": ("runtime/template_worker.py",),
     "prompt_toolkit": ("runtime/",),
     "llguidance": ("runtime/grammar.py",),
     "huggingface_hub": ("runtime/",),
-    "gguf": ("backends/numpy_decode.py", "runtime/library.py", "bench/"),
+    "gguf": ("backends/numpy_decode.py", "runtime/library.py", "runtime/convert/outtype.py", "bench/"),
 }
 
 
