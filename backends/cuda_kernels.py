@@ -175,6 +175,38 @@ class AttendFew:
         return text_of(("cuda/loads", "cuda/attend_few"), self.macros, prelude=prelude)
 
 
+@dataclass(frozen=True)
+class AttendMany:
+    """attend_many.h: attention of spans of many tokens on tensor cores, over an f16 cache."""
+
+    head_dim: int
+    warps: int = 4
+
+    @staticmethod
+    def ready(head_dim: int, dtype: int, arch: int) -> bool:
+        """`dtype` is the cache's, 0 f16; `arch` the compute capability times ten."""
+        return head_dim % 16 == 0 and 16 <= head_dim <= 128 and dtype == 0 and arch >= 75
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps
+
+    @property
+    def shared_nbytes(self) -> int:
+        """Dynamic shared memory; above 48 KB it must be asked for."""
+        return 4 * 64 * (64 if self.head_dim <= 32 else (128 if self.head_dim <= 64 else 256))
+
+    def grid(self, tokens: int, heads: int) -> tuple[int, int]:
+        return -(-tokens // (16 * self.warps)), heads
+
+    @property
+    def macros(self) -> dict[str, int | str]:
+        return {"HEAD_DIM": self.head_dim, "WARPS": self.warps, "BLOCKS_AT_ONCE": 2}
+
+    def text(self, *, prelude: str | None = None) -> str:
+        return text_of(("cuda/attend_many",), self.macros, prelude=prelude)
+
+
 MMA_FORMATS = tuple(fmt for fmt in MATVEC_FORMATS if fmt != "F32")  # F32 has the tiles of kernels/shared/matmul.h
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cuda_emulator import Emulator, prelude, read_only
 from layerlift.backends.base import AttnSpec
-from layerlift.backends.cuda_kernels import AttendFew
+from layerlift.backends.cuda_kernels import AttendFew, AttendMany
 from layerlift.backends.gpu_step import StepLayout
 from layerlift.backends.opcases import normal, one_step
 from layerlift.backends.oracle import exact_attention
@@ -80,6 +80,41 @@ def test_a_grid_for_a_long_context_serves_a_short_one():
     check_few([(4, 1)], splits=7)
 
 
+def check_many(lengths, *, head_dim=64, heads=2, heads_kv=1, window=0, softcap=0.0, warps=2, sanitize=False):
+    program = AttendMany(head_dim, warps)
+    capacity = sum(before + length for before, length in lengths) + 5
+    step = one_step(lengths, capacity)
+    (k, k_values), (v, v_values) = (cache(capacity, heads_kv, head_dim, 0, i) for i in (1, 2))
+    k, v, tokens, layout = forget_others(k, step), forget_others(v, step), len(step.tokens), StepLayout(step, [])
+    q, o = 2 * normal(tokens, heads * head_dim), np.full((tokens, heads * head_dim), np.nan, np.float32)
+    spec = AttnSpec(heads, head_dim**-0.5, window, softcap)
+    with Emulator(program.text(prelude=prelude()), sanitize=sanitize) as e:
+        e.launch(
+            "attend_many", program.grid(tokens, heads), program.threads, read_only(q), k, v, o,
+            read_only(layout.words), layout.first_at, layout.seen_at, tokens, heads, heads_kv, spec.scale, window,
+            softcap, shared=program.shared_nbytes,
+        )  # fmt: skip
+    want = exact_attention(q, k_values, v_values, step, spec)
+    error = ((o - want) ** 2).sum() / (want**2).sum()
+    assert error < 5e-7, f"nmse {error:.2e}"
+
+
+def test_prompt_attention_takes_ragged_spans_across_its_tiles():
+    check_many([(0, 35), (70, 20), (3, 1), (0, 41)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 80, 96, 128])
+def test_prompt_attention_takes_heads_of_all_sizes(head_dim):
+    check_many([(10, 70), (0, 130)], head_dim=head_dim, heads=4, heads_kv=2, warps=4, sanitize=True)
+
+
+@pytest.mark.slow
+def test_prompt_attention_has_windows_and_soft_caps():
+    check_many([(100, 60), (0, 90)], window=37, sanitize=True)
+    check_many([(10, 70), (2, 5)], softcap=3.0, window=20, sanitize=True)
+
+
 def check_build(compiler, arch, program, most):
     log = compiler.compile(program.text(), arch)
     assert max(spills(log).values()) == 0, f"{program} on {arch} spills: {spills(log)}"
@@ -90,6 +125,10 @@ def test_decode_attention_builds_without_spills():
     check_build(nvrtc(), "sm_90", AttendFew(64, 32, 8), 168)
 
 
+def test_prompt_attention_builds_without_spills():
+    check_build(nvrtc(), "sm_90", AttendMany(64), 255)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
 def test_every_architecture_builds_decode_attention(arch):
@@ -97,3 +136,5 @@ def test_every_architecture_builds_decode_attention(arch):
     for head_dim in (64, 80, 128, 256):
         for dtype in (0, 1, 2):
             check_build(compiler, arch, AttendFew(head_dim, 32, 8, dtype), 192)
+        if AttendMany.ready(head_dim, 0, int(arch[3:])):
+            check_build(compiler, arch, AttendMany(head_dim), 255)
