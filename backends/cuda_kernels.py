@@ -279,6 +279,32 @@ class MatmulMma:
         return text_of(("cuda/rows_half",), macros, prelude=prelude)
 
 
+SLICE = 1024  # logits that a block of sample_slices sorts
+MOST_KEPT = 64  # the largest top_k of sample.h
+
+
+def sampling_ready(temperature: float, top_k: int, top_p: float, min_p: float) -> bool:
+    """Whether sample.h draws by these settings. With everything else (penalties, bias, grammar) the host draws."""
+    if temperature <= 0 or 1 <= top_k <= MOST_KEPT:
+        return True
+    return top_k <= 0 and top_p >= 1 and min_p <= 0
+
+
+def sample_text(slice_size: int = SLICE, *, prelude: str | None = None) -> str:
+    """sample_slices and sample_pick, of slice_size / 2 threads."""
+    return text_of(("cuda/sample",), {"SLICE": slice_size, "MOST": MOST_KEPT}, prelude=prelude)
+
+
+def sample_kept_shape(tokens: int, vocabulary: int, slice_size: int = SLICE) -> tuple[int, int, int]:
+    """int64 workspace between the two; its second size is sample_slices' grid."""
+    return tokens, -(-vocabulary // slice_size), MOST_KEPT
+
+
+def advance_text(*, prelude: str | None = None) -> str:
+    """advance and turn, of 128 threads."""
+    return text_of(("cuda/advance",), {"WARPS": 4}, prelude=prelude)
+
+
 def _ahead(fmt: str) -> int:
     """Flow::AHEAD of kernels/cuda/matvec.h."""
     return 1 if MATVEC_FORMATS[fmt] == 32 else 2
