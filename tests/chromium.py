@@ -35,11 +35,11 @@ def watched(browser, url: str, **options) -> Iterator:
     context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}, **options})
     context.set_default_timeout(15_000)
     page = context.new_page()
-    watch = Watch(page, url)
+    watch = Watch(page, url.partition("#")[0])
     page.goto(url)
     yield page
     context.close()
-    assert watch.faults == []
+    assert watch.faults == [], watch.faults
 
 
 class Watch:

@@ -7,6 +7,8 @@ import hashlib
 import json
 import re
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,12 @@ def test_building_again_gives_the_same_files(web_modules, tmp_path):
     built = {path.name: path.read_bytes() for path in (tmp_path / "dist").iterdir()}
     assert sorted(built) == sorted(path.name for path in DIST.iterdir())
     assert [name for name, content in built.items() if content != (DIST / name).read_bytes()] == []
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_the_page_and_not_its_sources(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path)]
+    subprocess.run([*command, "--config-settings=wheel.cmake=false", str(WEB.parents[2])], check=True, timeout=100)
+    (wheel,) = tmp_path.glob("*.whl")
+    carried = {name for name in zipfile.ZipFile(wheel).namelist() if "/server/web/" in name}
+    assert carried == {f"layerlift/runtime/server/web/dist/{path.name}" for path in DIST.iterdir()}

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 
 import pytest
 from fake_web import Script
+from webpage import answer, ask
 
 pytestmark = pytest.mark.slow
-
-
-def ask(tab, text: str) -> None:
-    tab.get_by_label("Message", exact=True).fill(text)
-    tab.keyboard.press("Enter")
-
-
-def answer(tab, number: int = -1):
-    """The last answer, or another by its number, once nothing is being written."""
-    tab.get_by_label("Stop").wait_for(state="detached")
-    answers = tab.get_by_role("article", name="Assistant")
-    return answers.last if number < 0 else answers.nth(number)
 
 
 def eventually(condition, seconds: float = 5.0) -> None:
@@ -74,61 +62,6 @@ def test_stop_keeps_what_was_written_and_closes_the_stream(tab, web, how):
     assert [m["role"] for m in web.requests[-1][1]["messages"]] == ["user", "assistant", "user"]
 
 
-def test_reload_keeps_the_conversation_and_a_half_written_answer(tab, web):
-    ask(tab, "first")
-    assert "Hello from" in answer(tab).inner_text()
-    web.scripts.append(Script([f"part{i} " for i in range(100)], pause=0.05))
-    ask(tab, "second")
-    tab.locator(".prose", has_text="part25").wait_for()
-    tab.reload()
-    assert "Hello from the script." in answer(tab, 0).inner_text()
-    assert "part5" in answer(tab, 1).inner_text()
-    assert tab.get_by_label("Conversations").get_by_role("link", name="first").count() == 1
-
-
-def test_regenerate_makes_a_branch_that_arrows_switch(tab, web):
-    web.scripts += [Script(["one"]), Script(["two"]), Script(["three"])]
-    ask(tab, "count")
-    for _ in range(2):
-        answer(tab).get_by_label("Answer again").click()
-    assert answer(tab).locator(".prose").inner_text() == "three"
-    assert "3 / 3" in answer(tab).inner_text()
-    answer(tab).get_by_label("Previous alternative").click()
-    assert answer(tab).locator(".prose").inner_text() == "two"
-    tab.reload()
-    assert answer(tab).locator(".prose").inner_text() == "two"
-    ask(tab, "go on")
-    answer(tab)
-    assert [m["content"] for m in web.requests[-1][1]["messages"]] == ["count", "two", "go on"]
-
-
-def test_editing_a_question_asks_again_and_keeps_the_old_branch(tab, web):
-    web.scripts += [Script(["old answer"]), Script(["new answer"])]
-    ask(tab, "old question")
-    answer(tab)
-    question = tab.get_by_role("article", name="You").first
-    question.hover()
-    question.get_by_label("Edit the message").click()
-    question.locator(".editor textarea").fill("new question")
-    tab.keyboard.press("Enter")
-    assert answer(tab).locator(".prose").inner_text() == "new answer"
-    assert web.requests[-1][1]["messages"] == [{"role": "user", "content": "new question"}]
-    question.get_by_label("Previous alternative").click()
-    assert answer(tab).locator(".prose").inner_text() == "old answer"
-    assert question.locator(".bubble").inner_text() == "old question"
-
-
-def test_editing_an_answer_changes_what_the_model_is_told(tab, web):
-    ask(tab, "hi")
-    answer(tab).get_by_label("Edit the message").click()
-    tab.locator(".editor textarea").fill("my own words")
-    tab.get_by_role("button", name="Save").click()
-    assert answer(tab).locator(".prose").inner_text() == "my own words"
-    ask(tab, "next")
-    answer(tab)
-    assert web.requests[-1][1]["messages"][1] == {"role": "assistant", "content": "my own words"}
-
-
 def test_settings_and_system_prompt_reach_the_server_and_last(tab, web):
     tab.get_by_label("Settings").click()
     tab.get_by_label("System prompt of this conversation").fill("Answer in verse.")
@@ -157,79 +90,6 @@ def test_a_setting_out_of_range_is_named_and_not_sent(tab, web):
     ask(tab, "hi")
     answer(tab)
     assert "top_p" not in web.requests[-1][1]
-
-
-def test_rename_delete_and_undo(tab):
-    ask(tab, "a question")
-    answer(tab)
-    entry = tab.get_by_role("navigation", name="Conversations").get_by_role("listitem")
-    entry.hover()
-    tab.get_by_label("Rename a question").click()
-    tab.get_by_role("textbox", name="Name").fill("Rainbows")
-    tab.keyboard.press("Enter")
-    entry.get_by_role("link", name="Rainbows").wait_for()
-    entry.hover()
-    tab.get_by_label("Delete Rainbows").click()
-    entry.wait_for(state="detached")
-    tab.get_by_role("button", name="Undo").click()
-    entry.get_by_role("link", name="Rainbows").click()
-    assert "Hello from the script." in answer(tab).inner_text()
-
-
-def test_export_and_import_round_trip_with_branches(tab, web, tmp_path):
-    web.scripts += [Script(["one"]), Script(["two"])]
-    ask(tab, "count")
-    answer(tab).get_by_label("Answer again").click()
-    assert answer(tab).locator(".prose").inner_text() == "two"
-    with tab.expect_download() as download:
-        tab.get_by_role("button", name="Export all").click()
-    file = tmp_path / "kept.json"
-    download.value.save_as(file)
-    tab.get_by_role("navigation", name="Conversations").get_by_role("listitem").hover()
-    tab.get_by_label("Delete count").click()
-    tab.get_by_text("What is on your mind?").wait_for()
-    tab.get_by_label("Conversations to import").set_input_files(file)
-    assert answer(tab).locator(".prose").inner_text() == "two"
-    answer(tab).get_by_label("Previous alternative").click()
-    assert answer(tab).locator(".prose").inner_text() == "one"
-    with tab.expect_download() as again:
-        tab.get_by_role("button", name="Export all").click()
-    again.value.save_as(tmp_path / "again.json")
-
-    def texts(path):
-        (conversation,) = json.loads(path.read_text())["conversations"]
-        return sorted((m["role"], m["content"]) for m in conversation["messages"].values())
-
-    assert (
-        texts(tmp_path / "again.json") == texts(file) == [("assistant", "one"), ("assistant", "two"), ("user", "count")]
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("no json", "the file is no JSON"),
-        ('{"format": "other"}', "the file holds no conversations"),
-        ('[{"messages": 3}]', "conversation 1: no messages in it"),
-        (
-            '[{"messages": {"a": {"id": "a", "parent": "b", "role": "user", "content": ""}}}]',
-            "answers one that is not there",
-        ),
-        ('[{"messages": {"a": {"id": "a", "role": "root", "content": ""}}}]', 'a message with role "root"'),
-        (
-            '[{"messages": [{"id": "a", "parent": "b", "role": "user"}, {"id": "b", "parent": "a", "role": "user"}]}]',
-            "answer each other in a circle",
-        ),
-    ],
-)
-def test_a_file_that_is_no_export_is_refused_with_the_reason(tab, tmp_path, text, complaint):
-    if text.startswith("["):
-        text = f'{{"format": "layerlift-conversations", "conversations": {text}}}'
-    file = tmp_path / "bad.json"
-    file.write_text(text)
-    tab.get_by_label("Conversations to import").set_input_files(file)
-    tab.get_by_text(complaint).wait_for()
-    assert tab.get_by_text("Your conversations will be listed here.").is_visible()
 
 
 def test_dropped_text_files_go_with_the_message_and_others_are_refused(tab, web):
@@ -387,13 +247,16 @@ def test_colours_follow_the_system_and_the_switch(tab):
     assert ground() == "light"
 
 
-def test_going_away_and_back_finds_the_answer_written_meanwhile(tab, web):
-    web.scripts.append(Script([f"w{i} " for i in range(30)], pause=0.03))
-    ask(tab, "slow one")
-    tab.locator(".prose", has_text="w3").wait_for()
-    tab.get_by_role("button", name="New chat").click()
-    tab.get_by_text("What is on your mind?").wait_for()
-    ask(tab, "quick one")
-    assert "Hello from the script." in answer(tab).inner_text()
-    tab.get_by_role("link", name="slow one").click()
-    assert "w29" in answer(tab).inner_text()
+def test_a_question_after_a_failed_answer_joins_the_one_before(tab, web):
+    web.scripts.append(Script(error=(500, "out of memory")))
+    ask(tab, "one")
+    answer(tab).get_by_text("out of memory").wait_for()
+    ask(tab, "two")
+    assert "Hello from" in answer(tab).inner_text()
+    assert web.requests[-1][1]["messages"] == [{"role": "user", "content": "one\n\ntwo"}]
+
+
+def test_an_empty_answer_is_said_to_be_one(tab, web):
+    web.scripts.append(Script([]))
+    ask(tab, "hi")
+    assert "The answer is empty" in answer(tab).inner_text()

@@ -38,7 +38,7 @@ function Header() {
   const open = useStore((state) => state.sidebar);
   return (
     <header class="top">
-      <IconButton icon="menu" label="Conversations" class="icon-button narrow" aria-expanded={open} aria-controls="sidebar"
+      <IconButton icon="menu" label="Open the list" class="icon-button narrow" aria-expanded={open} aria-controls="sidebar"
         onClick={() => set({ sidebar: true })} />
       <h1>{page === "completion" ? "Completion" : title || "New chat"}</h1>
       {page === "chat" && <Used />}

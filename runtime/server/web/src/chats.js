@@ -8,6 +8,7 @@ import { download, exported, imported } from "./transfer.js";
 
 const SAVE_EVERY = 1000; // milliseconds between saves of a growing answer
 const loaded = new Map(); // conversations of this visit
+const otherTabs = new BroadcastChannel("layerlift");
 let database;
 
 const byUpdate = (heads) => [...heads].sort((a, b) => b.updated - a.updated);
@@ -17,6 +18,7 @@ export async function start() {
   database = await openDatabase();
   set({ heads: byUpdate(await database.heads()), lasting: database.lasting });
   addEventListener("hashchange", follow);
+  otherTabs.onmessage = ({ data }) => changedElsewhere(data);
   addEventListener("pagehide", () => {
     for (const [id, answer] of Object.entries(get().running)) keepAnswer(id, answer);
   });
@@ -52,13 +54,27 @@ async function fetchConversation(id) {
   return loaded.get(id);
 }
 
+/** Another tab has written or deleted the conversation `id`; what is being answered here is newer and stays. */
+async function changedElsewhere(id) {
+  if (!get().running[id]) {
+    loaded.delete(id);
+    if (get().conversation?.id === id) {
+      const conversation = await fetchConversation(id);
+      if (conversation) set({ conversation });
+      else go("#/");
+    }
+  }
+  set({ heads: byUpdate(await database.heads()) });
+}
+
 function save(conversation) {
   loaded.set(conversation.id, conversation);
   const heads = byUpdate([headOf(conversation), ...get().heads.filter(({ id }) => id !== conversation.id)]);
   set({ heads, ...(get().conversation?.id === conversation.id && { conversation }) });
-  database.put(conversation).catch((error) => {
-    notify(`the conversation could not be kept: ${error?.message ?? error}`, { kind: "error" });
-  });
+  database.put(conversation).then(
+    () => otherTabs.postMessage(conversation.id),
+    (error) => notify(`the conversation could not be kept: ${error?.message ?? error}`, { kind: "error" }),
+  );
 }
 
 /** Sends a message in the conversation shown, or in a new one. */
@@ -152,6 +168,7 @@ export async function remove(id) {
   get().running[id]?.stop();
   loaded.delete(id);
   await database.delete(id);
+  otherTabs.postMessage(id);
   set({ heads: get().heads.filter((head) => head.id !== id) });
   if (get().conversation?.id === id) go("#/");
   notify(`Deleted “${conversation?.title || "Untitled"}”`, {

@@ -21,6 +21,8 @@ export function useFiles() {
   return { files, add, remove: (index) => setFiles(files.filter((_, at) => at !== index)), clear: () => setFiles([]) };
 }
 
+const touch = matchMedia("(hover: none) and (pointer: coarse)");
+
 function fit(field) {
   field.style.height = "auto";
   field.style.height = `${field.scrollHeight}px`;
@@ -60,8 +62,9 @@ export function Composer({ attached, draft }) {
     clear();
     field.current.focus();
   };
+  // A keyboard on the screen has no Shift+Enter: there Enter starts a line, and the button sends.
   const keys = (event) => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) submit(event);
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !touch.matches) submit(event);
   };
   const paste = (event) => {
     if (!event.clipboardData.files.length) return;
@@ -71,7 +74,7 @@ export function Composer({ attached, draft }) {
   return (
     <form class="composer" onSubmit={submit}>
       {files.length > 0 && <Attached files={files} remove={remove} />}
-      <textarea ref={field} rows={1} aria-label="Message" placeholder="Ask something" value={text} enterkeyhint="send"
+      <textarea ref={field} rows={1} aria-label="Message" placeholder="Ask something" value={text} enterkeyhint={touch.matches ? "enter" : "send"}
         onInput={(event) => setText(event.currentTarget.value)} onKeyDown={keys} onPaste={paste} />
       <div class="composer-row">
         <input ref={picker} type="file" multiple hidden aria-label="Files" onChange={(event) => {

@@ -89,9 +89,14 @@ export function promptText({ role, content, files = [] }) {
 
 /** The `messages` of a request for an answer below `parent`. */
 export function requestMessages(conversation, parent) {
-  const messages = path({ ...conversation, leaf: parent })
-    .filter((message) => message.role === "user" || message.content)
-    .map((message) => ({ role: message.role, content: promptText(message) }));
+  const messages = [];
+  for (const message of path({ ...conversation, leaf: parent })) {
+    const content = promptText(message);
+    if (!content) continue;
+    // Where an answer failed, two questions meet; chat templates want the roles to take turns.
+    if (messages.at(-1)?.role === message.role) messages.at(-1).content += `\n\n${content}`;
+    else messages.push({ role: message.role, content });
+  }
   return conversation.system.trim() ? [{ role: "system", content: conversation.system }, ...messages] : messages;
 }
 

@@ -132,6 +132,9 @@ const Note = ({ message }) => (
       </p>
     )}
     {message.stopped && <p class="note">Stopped</p>}
+    {message.role === "assistant" && !message.content && !message.thinking && !message.error && !message.stopped && (
+      <p class="note">The answer is empty</p>
+    )}
     {message.cut && <p class="note">Ended at the token limit</p>}
   </>
 );
