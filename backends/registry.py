@@ -11,6 +11,7 @@ from .errors import BackendUnavailable
 
 # name → module and class. Third parties register theirs as entry points of the group `layerlift.backends`.
 BUILTIN = {
+    "cuda": ("cuda", "CudaBackend"),
     "opencl": ("opencl", "OpenCLBackend"),
     "cpu": ("cpu", "CpuBackend"),
     "numpy": ("numpy_", "NumpyBackend"),

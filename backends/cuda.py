@@ -1,0 +1,230 @@
+"""The CUDA backend: GpuBackend's hooks over CuPy's low-level calls. Kernels need no header and are built by NVRTC."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
+
+from .base import BackendError, BackendUnavailable, DeviceInfo, DeviceOutOfMemory, Probe
+from .cuda_api import OUT_OF_MEMORY, Api, api, first_line, free_bytes, meaning, missing
+from .cuda_memory import SMALL, CudaBuffer, Staging
+from .gpu import GpuBackend
+from .gpu_programs import Kernel, Tuning
+from .kernel_settings import KernelSettings
+from .program_cache import ProgramCache, default_folder
+
+T = TypeVar("T")
+OPTIONS = ("-std=c++17", "-default-device")
+NON_BLOCKING = 1  # cudaStreamNonBlocking
+CTYPES = {"pointer": ctypes.c_void_p, "int": ctypes.c_int, "float": ctypes.c_float, "i64": ctypes.c_longlong}
+
+_thread = threading.local()  # `index`: the device that CUDA's calls of this thread mean
+
+
+class CudaBackend(GpuBackend):
+    name = "cuda"
+    language = "cuda"
+
+    def __init__(
+        self,
+        device: DeviceInfo,
+        *,
+        tuning: Tuning | None = None,
+        cache_folder: Path | None = None,
+        kernels: KernelSettings | None = None,
+    ):
+        if reason := missing():
+            raise BackendUnavailable(f"{device}: {reason}")
+        self._api: Api = api()
+        runtime = self._api.runtime
+        try:
+            runtime.setDevice(device.index)
+            _thread.index = device.index
+            runtime.free(0)  # opens the device's context
+            self._stream: int = runtime.streamCreateWithFlags(NON_BLOCKING)
+            self._staging = Staging(runtime, self._stream)
+            properties = runtime.getDeviceProperties(device.index)
+        except RuntimeError as error:
+            raise BackendUnavailable(f"{device}: cannot be opened: {meaning(error)}") from None
+        self.cache = ProgramCache(cache_folder or default_folder())
+        self._arch = _arch(self._api.nvrtc, properties["major"], properties["minor"])
+        version = ".".join(map(str, self._api.nvrtc.getVersion()))
+        self.identity = (device.name, self._arch, version, str(runtime.driverGetVersion()), *OPTIONS)
+        super().__init__(device, tuning or _tuning(properties), kernels)
+
+    @classmethod
+    def probe(cls) -> Probe:
+        if reason := missing():
+            return Probe("cuda", reason=reason)
+        runtime = api().runtime
+        try:
+            found = tuple(_info(runtime, index) for index in range(runtime.getDeviceCount()))
+        except Exception as error:
+            return Probe("cuda", reason=meaning(error))
+        return Probe("cuda", found, "" if found else "no NVIDIA GPU")
+
+    @classmethod
+    def open(cls, device: DeviceInfo, **options: Any) -> CudaBackend:
+        return cls(device, **{name: options.get(name) for name in ("tuning", "cache_folder", "kernels")})
+
+    def close(self) -> None:
+        super().close()
+        if self._stream:
+            try:
+                self._sync()
+                self._staging.close()
+                self._api.runtime.streamDestroy(self._stream)
+            except (BackendError, RuntimeError):
+                pass  # a device that is gone has nothing left to give back
+            self._stream = 0
+
+    # -- hooks --
+
+    def _guarded(self, doing: str, call: Callable[[], T], nbytes: int = 0) -> T:
+        """What `call` returns on this device, CUDA's failures as ours."""
+        try:
+            if getattr(_thread, "index", -1) != self.device.index:
+                self._api.runtime.setDevice(self.device.index)
+                _thread.index = self.device.index
+            return call()
+        except RuntimeError as error:
+            if getattr(error, "status", 0) == OUT_OF_MEMORY:
+                raise DeviceOutOfMemory(f"{self.device}: no memory for {nbytes} bytes", nbytes=nbytes) from None
+            raise BackendError(f"{self.device}: {doing} failed: {meaning(error)}") from None
+
+    def _alloc(self, nbytes: int) -> CudaBuffer:
+        return self._guarded("allocating", lambda: CudaBuffer(self._api.runtime, max(nbytes, 1)), nbytes)
+
+    def _copy_in(self, handle: CudaBuffer, host: NDArray[Any]) -> None:
+        runtime, nbytes = self._api.runtime, host.nbytes
+
+        def copy() -> None:
+            if nbytes <= SMALL:
+                return self._staging.copy_in(handle.ptr, host)
+            runtime.memcpyAsync(handle.ptr, host.ctypes.data, nbytes, runtime.memcpyHostToDevice, self._stream)
+            runtime.streamSynchronize(self._stream)  # `host` may go away
+            return None
+
+        self._guarded("copying to the device", copy, nbytes)
+
+    def _copy_out(self, handle: CudaBuffer, host: NDArray[Any]) -> None:
+        runtime, nbytes = self._api.runtime, host.nbytes
+
+        def copy() -> None:
+            if nbytes <= SMALL:
+                return self._staging.copy_out(handle.ptr, host)
+            runtime.memcpyAsync(host.ctypes.data, handle.ptr, nbytes, runtime.memcpyDeviceToHost, self._stream)
+            runtime.streamSynchronize(self._stream)
+            return None
+
+        self._guarded("copying from the device", copy, nbytes)
+
+    def _launch(self, kernel: Kernel, x: int, y: int, arguments: tuple[Any, ...]) -> None:
+        call: Call = kernel.handle
+        call.fill(arguments)
+        self._guarded(
+            f"kernel {kernel.name}",
+            lambda: self._api.driver.launchKernel(
+                call.function, x, y, 1, kernel.threads, 1, 1, 0, self._stream, call.address, 0
+            ),
+        )
+
+    def _sync(self) -> None:
+        self._guarded("waiting for the device", lambda: self._api.runtime.streamSynchronize(self._stream))
+
+    def _compile(self, text: str, signatures: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+        driver, module = self._api.driver, self._module(text)
+        functions = {
+            name: self._guarded(f"kernel {name}", lambda name=name: driver.moduleGetFunction(module, name))
+            for name in signatures
+        }
+        return {name: Call(functions[name], signatures[name]) for name in signatures}
+
+    def _module(self, text: str) -> int:
+        """A loaded program, from the cache where it holds one that the driver takes."""
+        load = self._api.driver.moduleLoadData
+        key = self.cache.key((*self.identity, text))
+        if binary := None if self.kernels.recompile else self.cache.read(key):
+            try:
+                return self._guarded("loading a kernel", lambda: load(binary))
+            except BackendError:
+                pass  # made again below
+        if self.kernels.nocompile:
+            raise BackendUnavailable(
+                f"{self.device}: a kernel is not in the cache {self.cache.folder}, and --nocompile builds none",
+                hint="run once with --recompile instead, which builds them all",
+            )
+        built = self._build(text)
+        module = self._guarded("loading a kernel", lambda: load(built))
+        self.cache.write(key, built)
+        return module
+
+    def _build(self, text: str) -> bytes:
+        """Machine code for this device, or PTX where this NVRTC does not know it yet."""
+        nvrtc = self._api.nvrtc
+        program = nvrtc.createProgram(text, "layerlift.cu", (), ())
+        try:
+            nvrtc.compileProgram(program, (f"-arch={self._arch}", *OPTIONS))
+            binary = nvrtc.getCUBIN(program) if self._arch.startswith("sm_") else nvrtc.getPTX(program)
+            return binary if isinstance(binary, bytes) else binary.encode()
+        except RuntimeError as error:
+            log = str(nvrtc.getProgramLog(program))
+            told = next((line.strip() for line in log.splitlines() if "error" in line), first_line(error))
+            raise BackendError(f"{self.device}: a kernel cannot be built: {told}") from None
+        finally:
+            nvrtc.destroyProgram(program)
+
+
+class Call:
+    """A kernel's function and room for its arguments, which a launch copies: one set serves every launch."""
+
+    __slots__ = ("_pointers", "_values", "address", "function")
+
+    def __init__(self, function: int, signature: tuple[str, ...]):
+        self.function = function
+        self._values: list[Any] = [CTYPES[kind]() for kind in signature]
+        self._pointers = (ctypes.c_void_p * len(signature))(*map(ctypes.addressof, self._values))
+        self.address = ctypes.addressof(self._pointers)
+
+    def fill(self, arguments: tuple[Any, ...]) -> None:
+        for value, argument in zip(self._values, arguments, strict=True):
+            value.value = argument.ptr if isinstance(argument, CudaBuffer) else argument
+
+
+def _info(runtime: Any, index: int) -> DeviceInfo:
+    properties = runtime.getDeviceProperties(index)
+    name, total = properties["name"], int(properties["totalGlobalMem"])
+    capability = f"compute capability {properties['major']}.{properties['minor']}"
+    version = runtime.driverGetVersion()
+    return DeviceInfo(
+        "cuda",
+        index,
+        name.decode() if isinstance(name, bytes) else str(name),
+        "nvidia",
+        True,
+        total,
+        free_bytes(runtime.deviceGetPCIBusId(index)) or total,
+        detail=f"{capability}, driver for CUDA {version // 1000}.{version % 1000 // 10}",
+    )
+
+
+def _arch(nvrtc: Any, major: int, minor: int) -> str:
+    """What to build for: the device itself, an older one of its family, or PTX of an older family."""
+    own, known = 10 * major + minor, sorted(int(arch) for arch in nvrtc.getSupportedArchs())
+    older = [arch for arch in known if arch <= own]
+    if not older:
+        raise BackendUnavailable(
+            f"compute capability {major}.{minor} is older than this CUDA compiler builds for ({known[0]} and up)",
+            hint="--gpu opencl, or CuPy for an older CUDA: pip install 'layerlift[cuda12]'",
+        )
+    return f"sm_{older[-1]}" if older[-1] // 10 == major else f"compute_{older[-1]}"
+
+
+def _tuning(properties: Any) -> Tuning:
+    """Sizes for a device. A work group is two warps, and eight of them keep a multiprocessor busy."""
+    return Tuning(units=8 * int(properties["multiProcessorCount"]))

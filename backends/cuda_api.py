@@ -1,0 +1,95 @@
+"""CuPy's modules for the CUDA runtime, driver and compiler, and what their failures mean. Knows no ops.
+
+CuPy is imported here alone, at first use. Its low-level calls take addresses as integers and raise RuntimeErrors that
+carry CUDA's status.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import functools
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+INSTALL = "pip install 'layerlift[cuda13]' (driver 580 or newer), or 'layerlift[cuda12]'"
+OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation, CUDA_ERROR_OUT_OF_MEMORY
+
+# What a user can do about a status of the CUDA runtime (cudaError_t).
+MEANINGS = {
+    OUT_OF_MEMORY: "the device's memory is taken by other programs",
+    3: "the CUDA driver cannot be initialised; after a driver update the machine must be restarted",
+    34: "the driver found is a stub without a GPU behind it",
+    35: "the NVIDIA driver is missing or older than this CuPy needs; install a newer driver, or CuPy for an older CUDA",
+    46: "the device is busy or in exclusive mode, held by another program",
+    100: "no NVIDIA GPU",
+    101: "there is no such device",
+    802: "the machine's NVLink fabric is not ready; the service nvidia-fabricmanager must run",
+    803: "the NVIDIA driver's kernel and user parts differ; restart the machine",
+    804: "the device is too old for this driver's compatibility package",
+}
+
+
+@dataclass(frozen=True)
+class Api:
+    """The three modules, as CuPy 13 and 14 have them."""
+
+    runtime: Any
+    driver: Any
+    nvrtc: Any
+
+
+@functools.cache
+def api() -> Api:
+    """CuPy's modules. Raises ImportError where CuPy is missing or its own libraries are."""
+    from cupy.cuda import driver, nvrtc, runtime
+
+    return Api(runtime, driver, nvrtc)
+
+
+def missing() -> str:
+    """Why CuPy cannot be used; "" when it can."""
+    if find_spec("cupy") is None:
+        return f"cupy is not installed; {INSTALL}"
+    try:
+        api()
+    except Exception as error:
+        return f"cupy cannot be imported: {first_line(error)}"
+    return ""
+
+
+def meaning(error: BaseException) -> str:
+    """A failure in a few words: what to do where that is known, else the first line of what CUDA says."""
+    known = MEANINGS.get(getattr(error, "status", -1))
+    return known or first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+def free_bytes(bus_id: str) -> int:
+    """Free memory of the device at a PCI address, by NVML, which opens no context on it; 0 where it does not tell."""
+    library = _nvml()
+    if library is None:
+        return 0
+    handle, memory = ctypes.c_void_p(), _Memory()
+    if library.nvmlDeviceGetHandleByPciBusId_v2(bus_id.encode(), ctypes.byref(handle)):
+        return 0
+    return 0 if library.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) else int(memory.free)
+
+
+@functools.cache
+def _nvml() -> ctypes.CDLL | None:
+    for name in ("libnvidia-ml.so.1", "nvml.dll"):
+        try:
+            library = ctypes.CDLL(name)
+        except OSError:
+            continue
+        return library if library.nvmlInit_v2() == 0 else None
+    return None
