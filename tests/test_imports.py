@@ -14,7 +14,7 @@ SOURCES = [p for folder in ("runtime", "backends", "kernels", "bench") for p in 
 FLOOR = {"kernels": 0, "backends": 1, "runtime": 2, "bench": 3}
 # Packages that only these modules may import, and only inside a function.
 HEAVY = {
-    "cupy": ("backends/cuda.py",),
+    "cupy": ("backends/cuda_api.py",),
     "pyopencl": ("backends/opencl.py",),
     "tokenizers": ("runtime/tokenizer.py", "runtime/convert/tokenizer_json.py"),
     "minijinja": ("runtime/template_worker.py",),
