@@ -94,7 +94,9 @@ class CudaBackend(GpuBackend):
             return call()
         except RuntimeError as error:
             if getattr(error, "status", 0) == OUT_OF_MEMORY:
-                raise DeviceOutOfMemory(f"{self.device}: no memory for {nbytes} bytes", nbytes=nbytes) from None
+                raise DeviceOutOfMemory(
+                    f"{self.device}: no memory for {nbytes} bytes", nbytes=nbytes, device=self.device
+                ) from None
             raise BackendError(f"{self.device}: {doing} failed: {meaning(error)}") from None
 
     def _alloc(self, nbytes: int) -> CudaBuffer:
