@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Flags that come from elsewhere, and what to say about them.
 FOREIGN = {
-    "--server": "this version has no server; it talks in the terminal, with --cli and from Python",
+    "--slot-save-path": "slots share one cache of prefixes; nothing has to be saved",
     "-i": "leave --cli away to talk with the model",
     "--interactive": "leave --cli away to talk with the model",
     "-cnv": "leave --cli away to talk with the model",
@@ -42,7 +42,7 @@ def parse(argv: Sequence[str]) -> Options:
     """Options of a command line without the program's name. Raises UserError."""
     if argv and argv[0] in COMMANDS:
         return _read(argv[0], argv[1:])
-    options = _read("chat", argv)  # chat and --cli share their names, so either reads the line
+    options = _read("chat", argv)  # the three modes share their names, so each reads the line
     if options.mode != "chat":
         options = _read(options.mode, argv)
     return _refuse_other_mode(options)
@@ -73,7 +73,7 @@ def _read(mode: str, argv: Sequence[str]) -> Options:
 
 
 def _names(mode: str) -> Mapping[str, Flag]:
-    modes = ("cli", "chat") if mode in ("chat", "cli") else (mode,)
+    modes = ("server", "cli", "chat") if mode in ("chat", "cli", "server") else (mode,)
     return {name: flag for each in modes for flag in flags_of(each) for name in flag.names}
 
 
@@ -133,10 +133,11 @@ def _check(options: Options) -> Options:
 
 
 def _refuse_other_mode(options: Options) -> Options:
-    """A flag that only chat or only --cli knows is refused in the other, rather than ignored."""
+    """A flag that this mode does not know and another does is refused, rather than ignored."""
     here = {flag.dest for flag in flags_of(options.mode)}
-    for flag in (*flags_of("chat"), *flags_of("cli")):
+    for flag in (*flags_of("chat"), *flags_of("cli"), *flags_of("server")):
         if flag.dest in options.given and flag.dest not in here:
-            word = "with" if options.mode == "chat" else "without"
-            raise UserError(f"{flag.names[-1]} works {word} --cli only")
+            if "chat" in flag.modes:
+                raise UserError(f"{flag.names[-1]} works without --{options.mode} only")
+            raise UserError(f"{flag.names[-1]} works with --{flag.modes[-1]} only")
     return options

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from . import chat_commands
 from .conversation import Conversation
-from .errors import ContextFull, LayerliftError, UserError
+from .errors import ContextFull, LayerliftError
 from .interrupt import INTERRUPTED, interruptible
 from .line_editor import Reader, open_reader
 from .markdown import Markdown
-from .startup import open_engine, read_text, sampling_of, typed_text, with_grammar
+from .startup import open_engine, read_text, sampling_of, template_of, typed_text, with_grammar
 from .terminal import BOLD, FAINT, MAGENTA, YELLOW, Terminal, share
 from .timings import add
 
@@ -276,16 +276,7 @@ def _template(options: Options, engine: Engine) -> ChatTemplate | None:
     if wanted is None:
         template = engine.model.template
         return None if template.is_fallback else template
-    from .template import BUILTIN, ChatTemplate
-
-    tokenizer = engine.model.tokenizer
-    bos, eos = (tokenizer.piece(t).decode() if t is not None else "" for t in (tokenizer.bos, tokenizer.eos))
-    if wanted in BUILTIN:
-        return ChatTemplate.builtin(wanted, bos=bos, eos=eos)
-    if not Path(wanted).is_file():
-        hint = f"built-in ones are {', '.join(BUILTIN)}"
-        raise UserError(f"--chat-template {wanted!r} is neither a built-in template nor a file", hint=hint)
-    return ChatTemplate.from_source(read_text(wanted), bos=bos, eos=eos)
+    return template_of(wanted, engine.model)
 
 
 def _compute(model) -> str:

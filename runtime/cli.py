@@ -73,6 +73,10 @@ def _run(options: Options, terminal: Terminal) -> int:
         from .chat import chat
 
         return chat(options, _terminal(options))
+    if options.mode == "server":
+        from .server.serve import serve
+
+        return serve(options, _terminal(options))
     from .commands import run
 
     return run(options, _terminal(options))

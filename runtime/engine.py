@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from .errors import ContextFull, LayerliftError, UserError
 from .kv import KVCache, Sequence
 from .model import Model
 from .radix import common_prefix
-from .request import Request, Stream
+from .request import Request, Sink, Stream
 from .sampler import Sampled
 from .session import Session
 from .task import Task
@@ -32,6 +33,15 @@ from .task import Task
 T = TypeVar("T")
 Chosen = tuple[Task, Sequence, NDArray[np.int32]]  # a task, its sequence, the rows reserved for its share of a step
 BUSY_BATCH = 128  # prompt tokens of a step while other sequences generate
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests in slots, requests waiting for one, and cache rows that sequences hold."""
+
+    running: int
+    waiting: int
+    rows: int
 
 
 class Engine:
@@ -64,8 +74,11 @@ class Engine:
 
     # -- for callers --
 
-    def submit(self, request: Request) -> Stream:
-        """Queues a request. Raises UserError for one that can never run; what fails later is raised by the stream."""
+    def submit(self, request: Request, sink: Sink | None = None) -> Stream:
+        """Queues a request. Raises UserError for one that can never run; what fails later is raised by the stream.
+
+        With a `sink`, what happens is given to it instead (see `Stream`).
+        """
         self._check_open()
         if not len(request.tokens):
             raise UserError("the prompt is empty", hint="a prompt needs at least one token")
@@ -75,7 +88,7 @@ class Engine:
         if len(request.tokens) > self.context:
             raise ContextFull(0, len(request.tokens), self.context)
         request.sampling.check_vocabulary(vocab)
-        task = Task(request, self.model.tokenizer, lambda: self._inbox.put(lambda: None))
+        task = Task(request, self.model.tokenizer, lambda: self._inbox.put(lambda: None), sink)
         self._inbox.put(task)
         return task.stream
 
@@ -86,6 +99,10 @@ class Engine:
     def cache_bytes(self) -> dict[str, int]:
         """Bytes of the cache in use on each device."""
         return self._call(lambda cache: cache.bytes_by_device())
+
+    def load(self) -> Load:
+        """What the engine has to do at this moment; for gauges, so a step may lie between two of the figures."""
+        return Load(len(self._running), len(self._waiting), self._cache.used)
 
     def close(self) -> None:
         """Cancels what runs and ends the thread. The model stays open."""

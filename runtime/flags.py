@@ -25,7 +25,7 @@ COMMANDS = {
     "verify": "check a model or a packed file, bit by bit",
     "repack": "give a packed file this layerlift, other flags, other wheels",
 }
-MODES = ("chat", "cli", *COMMANDS)
+MODES = ("chat", "cli", "server", *COMMANDS)
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,16 @@ def listed(kind: Kind) -> Kind:
     return Kind(f"{kind.metavar},…", convert, kind.choices)
 
 
+def _port(text: str) -> int:
+    if not re.fullmatch(r"\d{1,5}", text.strip()) or int(text) > 65535:
+        raise ValueError("a port from 0 to 65535")
+    return int(text)
+
+
+def _keys(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def _pair(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"\s*0*([1-9]\d{0,8})\s*,\s*0*([1-9]\d{0,8})\s*", text)
     if not match:
@@ -161,6 +171,7 @@ LAYERS = Kind("N|auto|all", _layers)
 GPU = choice(*KINDS, aliases=ALIASES, pattern=r"[a-z]+:\d{1,3}")  # the pattern: one device by name
 KV_DTYPE = choice("f16", "bf16", "f32")
 NAMES = Kind("A;B;…", _words)
+PORT = Kind("N", _port)
 COUNTS = listed(integer(low=0))
 SIZES = listed(integer(low=1))
 PAIR = Kind("N,N", _pair)
@@ -171,7 +182,8 @@ SHARES = Kind("A,B,…", _shares)
 # The table
 
 TALK = ("chat", "cli")
-LOADS = (*TALK, "perplexity")
+ANSWERS = (*TALK, "server")
+LOADS = (*ANSWERS, "perplexity")
 
 
 def _table() -> tuple[Flag, ...]:
@@ -184,9 +196,10 @@ def _table() -> tuple[Flag, ...]:
         flags.append(Flag(tuple(names.split()), dest, help, kind=kind, default=default, **more))
 
     # fmt: off
-    title, modes = "mode", TALK
+    title, modes = "mode", ANSWERS
     flag("--chat", "mode", "talk with the model in the terminal (the default)", value="chat")
     flag("--cli", "mode", "complete a prompt; the text goes to stdout and nothing else does", value="cli")
+    flag("--server", "mode", "serve OpenAI's API and a web page", value="server")
     flag("-h --help", "help", "show the flags and leave", modes=MODES, default=False)
     flag("--version", "version", "show the version and leave", modes=MODES, default=False)
 
@@ -194,8 +207,7 @@ def _table() -> tuple[Flag, ...]:
     flag("-m --model", "model", "GGUF file or model name (default: a small model, fetched once)",
          FILE, modes=(*LOADS, "tokenize"))
     flag("-c --ctx-size --ctx", "context", "tokens of context, such as 8k; 0: what the model was trained for",
-         integer(low=0, thousands=True), {"chat": 8192, "cli": 8192, "perplexity": 512},
-         modes=(*TALK, "perplexity"))
+         integer(low=0, thousands=True), {"chat": 8192, "cli": 8192, "server": 8192, "perplexity": 512})
     flag("-ngl --n-gpu-layers --gpu-layers", "ngl", "how many of the first layers go to the GPU",
          LAYERS, "auto")
     flag("--gpu", "gpu", "which kind of GPU to use; also one device, such as opencl:0", GPU, "auto")
@@ -212,7 +224,7 @@ def _table() -> tuple[Flag, ...]:
     flag("-ctk --cache-type-k", "kv_dtype_k", "type of the cached keys (default: f16)", KV_DTYPE)
     flag("-ctv --cache-type-v", "kv_dtype_v", "type of the cached values, the same as the keys'", KV_DTYPE)
     flag("--chat-template", "chat_template", "built-in template (chatml, llama2, llama3) or a file with one",
-         Kind("NAME|FILE", str), modes=("chat", "convert"))
+         Kind("NAME|FILE", str), modes=("chat", "server", "convert"))
 
     title, modes = "prompt", TALK
     flag("-p --prompt --system-prompt", "prompt", "--cli: the prompt; chat: the system prompt", TEXT)
@@ -220,7 +232,7 @@ def _table() -> tuple[Flag, ...]:
     flag("-e --escape", "escape", "read \\n, \\t and the like in -p and -r (the default)", default=True)
     flag("--no-escape", "escape", "leave them as they are", value=False)
     flag("-n --n-predict --predict", "max_tokens", "tokens to write; -1: no limit, -2: to the end of the context",
-         integer(low=-2), -1)
+         integer(low=-2), -1, modes=ANSWERS)
     flag("-r --reverse-prompt", "stop", "stop at this text (may be given several times)",
          TEXT, (), repeat=True)
     flag("--keep", "keep", "tokens of the prompt to keep when the context shifts; -1: all",
@@ -233,9 +245,9 @@ def _table() -> tuple[Flag, ...]:
     flag("--prompt-cache-all", "prompt_cache_all", "keep the answer in it too", default=False, modes=("cli",))
     flag("--prompt-cache-ro", "prompt_cache_ro", "only read it", default=False, modes=("cli",))
 
-    title, modes = "sampling", TALK
+    title, modes = "sampling", ANSWERS
     flag("--temp --temperature", "temperature", "0 always takes the likeliest token",
-         number(), {"chat": 0.0, "cli": 0.8})
+         number(), {"chat": 0.0, "cli": 0.8, "server": 0.8})
     flag("--top-k", "top_k", "keep the k likeliest tokens; 0: all", integer(), 40)
     flag("--top-p", "top_p", "keep the likeliest tokens that make up this probability", number(), 0.95)
     flag("--min-p", "min_p", "drop tokens below this share of the best probability", number(), 0.05)
@@ -252,9 +264,9 @@ def _table() -> tuple[Flag, ...]:
     flag("--logit-bias", "logit_bias", "add to a token's logit, such as 15043+1 (may be given several times)",
          Kind("ID±BIAS", _logit_bias), (), repeat=True)
     flag("-s --seed", "seed", "seed of the random choice (default: random); -1: random", integer(low=-1))
-    flag("--grammar", "grammar", "the answer follows this GBNF grammar", Kind("GBNF", str))
-    flag("--grammar-file", "grammar_file", "the same, from a file", FILE)
-    flag("-j --json-schema", "json_schema", "the answer is JSON that fits this schema", Kind("SCHEMA", str))
+    flag("--grammar", "grammar", "the answer follows this GBNF grammar", Kind("GBNF", str), modes=TALK)
+    flag("--grammar-file", "grammar_file", "the same, from a file", FILE, modes=TALK)
+    flag("-j --json-schema", "json_schema", "the answer is JSON that fits this schema", Kind("SCHEMA", str), modes=TALK)
 
     title, modes = "output", TALK
     flag("--no-display-prompt --silent-prompt", "display_prompt", "do not show the prompt",
@@ -264,8 +276,30 @@ def _table() -> tuple[Flag, ...]:
     flag("--nologo", "logo", "no logo at the start of a chat", default=True, value=False, modes=("chat",))
     flag("--ascii", "ascii", "nothing but ASCII in the logo", default=False, modes=("chat",))
     flag("--log-disable", "log_disable", "say nothing about the run, and keep no history of the chat",
-         default=False)
+         default=False, modes=ANSWERS)
     flag("--verbose", "verbose", "say more about devices and timings", default=False, modes=LOADS)
+
+    title, modes = "server", ("server",)
+    flag("--host", "host", "address to listen at", Kind("ADDRESS", str), "127.0.0.1")
+    flag("--port", "port", "port to listen at (default: 8080, or the next one that is free)", PORT)
+    flag("--api-key", "api_key", "a key that clients must send; several with commas", Kind("KEY,…", _keys), ())
+    flag("--api-key-file", "api_key_file", "the same, one key a line", FILE)
+    flag("--insecure-bind", "insecure_bind", "listen beyond this machine without a key", default=False)
+    flag("--allowed-hosts", "allowed_hosts", "further names by which clients may call the server",
+         Kind("NAME,…", _keys), ())
+    flag("--cors-origins", "cors_origins", "origins whose web pages may use the API, such as https://a.example; *: all",
+         Kind("ORIGIN,…", _keys), ())
+    flag("--nobrowser", "browser", "open no browser", default=True, value=False)
+    flag("--no-ui", "ui", "serve no web page", default=True, value=False)
+    flag("-np --parallel", "slots", "requests answered at once; others wait", integer(low=1), 4)
+    flag("--queue", "queue", "requests that may wait; more are refused with 429", integer(low=0), 256)
+    flag("--timeout", "timeout", "seconds a request may take; 0: no limit", integer(low=0), 600)
+    flag("--metrics", "metrics", "serve /metrics for Prometheus", default=False)
+    flag("--slots", "show_slots", "serve /slots (the default)", default=True)
+    flag("--no-slots", "show_slots", "do not serve /slots", value=False)
+    flag("-a --alias", "alias", "the model's name in the API", Kind("NAME", str))
+    flag("--log-format", "log_format", "how to log requests", choice("text", "json"), "text")
+    flag("--unsecure", "sandboxed", "do not confine the process once the model is loaded", default=True, value=False)
 
     title, modes = "bench (lists are measured in every combination)", ("bench",)
     flag("-m --model", "models", "GGUF file or model name (may be given several times)", FILE, (), repeat=True)

@@ -92,6 +92,7 @@ class Done:
 
 
 Event = Prefill | Token | Done
+Sink = Callable[[Event | BaseException], None]
 
 
 @dataclass(frozen=True)
@@ -109,16 +110,16 @@ class Completion:
 
 
 class Stream(Iterator[Event]):
-    """The events of one request, in order; errors of the request are raised here. Any one thread may read it."""
+    """The events of one request, in order; errors of the request are raised here. Any one thread may read it.
 
-    def __init__(self, cancel: Callable[[], None]):
+    With a `sink`, events and errors go to it on the engine's thread instead; it must not block or raise.
+    """
+
+    def __init__(self, cancel: Callable[[], None], sink: Sink | None = None):
         self._events: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
         self._cancel = cancel
         self._ended = False
-
-    def put(self, event: Event | BaseException) -> None:
-        """For the engine: the next event."""
-        self._events.put(event)
+        self.put: Sink = sink or self._events.put  # for the engine: the next event
 
     def cancel(self) -> None:
         """Stops the request at its next step; the stream then ends with Done("cancelled")."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from ..backends.kernel_settings import KernelSettings
     from .arguments import Options
     from .engine import Engine
+    from .model import Model
     from .sampler import Sampling
+    from .template import ChatTemplate
     from .tokenizer import Tokenizer
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"', "0": "\0"}
@@ -25,8 +28,10 @@ _ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|([ntr\\'\"0]))")
 
 
 @contextmanager
-def open_engine(options: Options, terminal: Terminal, *, context: int | None = None) -> Iterator[Engine]:
-    """An engine for one talker with its model loaded; both are closed at the end."""
+def open_engine(
+    options: Options, terminal: Terminal, *, context: int | None = None, slots: int = 1
+) -> Iterator[Engine]:
+    """An engine for `slots` talkers with its model loaded; both are closed at the end."""
     from .sources import resolve
 
     size: int = options.context if context is None else context
@@ -49,7 +54,7 @@ def open_engine(options: Options, terminal: Terminal, *, context: int | None = N
         progress=lambda done, total: terminal.status(f"loading model {share(done, total)}..."),
         notify=terminal.say,
     )
-    with model, Engine(model, context=size, slots=1, batch=options.batch, kv_dtype=kv_dtype) as engine:
+    with model, Engine(model, context=size, slots=slots, batch=options.batch, kv_dtype=kv_dtype) as engine:
         terminal.clear_status()
         if "context" in options.given and engine.context < size:
             terminal.say(f"the context is {engine.context} tokens, as many as the model was trained for")
@@ -65,6 +70,20 @@ def kernels_of(options: Options) -> KernelSettings:
     if options.recompile and options.nocompile:
         raise UserError("--recompile builds kernels and --nocompile forbids it", hint="give one of them")
     return KernelSettings(options.recompile, options.tinyblas, options.nocompile)
+
+
+def template_of(wanted: str, model: Model) -> ChatTemplate:
+    """The chat template of --chat-template: a built-in's name or a file. Raises UserError."""
+    from .template import BUILTIN, ChatTemplate
+
+    tokenizer = model.tokenizer
+    bos, eos = (tokenizer.piece(t).decode() if t is not None else "" for t in (tokenizer.bos, tokenizer.eos))
+    if wanted in BUILTIN:
+        return ChatTemplate.builtin(wanted, bos=bos, eos=eos)
+    if not Path(wanted).is_file():
+        hint = f"built-in ones are {', '.join(BUILTIN)}"
+        raise UserError(f"--chat-template {wanted!r} is neither a built-in template nor a file", hint=hint)
+    return ChatTemplate.from_source(read_text(wanted), bos=bos, eos=eos)
 
 
 def sampling_of(options: Options) -> Sampling:

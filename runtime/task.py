@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .request import Done, Prefill, Reason, Request, Stream, Timings, Token
+from .request import Done, Prefill, Reason, Request, Sink, Stream, Timings, Token
 from .sampler import Sampled, Sampler
 from .stops import StopStrings
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 class Task:
     """Owned by the engine thread, but for `cancelled`, which any thread may set."""
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, wake: Callable[[], None]):
+    def __init__(self, request: Request, tokenizer: Tokenizer, wake: Callable[[], None], sink: Sink | None = None):
         self.request = request
         self.tokens = list(request.tokens)  # the prompt, then the answer: evaluated or about to be
         self.sequence: Sequence | None = None
         self.sampler = Sampler(request.sampling, context=request.tokens)
         self.cancelled = False
-        self.stream = Stream(self._cancel)
+        self.stream = Stream(self._cancel, sink)
         self.prompt_left = True  # the prompt is not evaluated to its end yet
         self._eog = tokenizer.eog
         self._detokenizer = tokenizer.stream(special=request.special, after=self.tokens[-1])

@@ -8,12 +8,14 @@ from .flags import COMMANDS, Flag, flags_of
 
 WIDTH = 100
 LEFT = 34
+SHARED = ("chat", "cli", "server")  # modes whose flags share their names
 
 EXAMPLES = {
     "chat": (
         "layerlift                                    talk with the default model, fetched once",
         "layerlift -m model.gguf -p SYSTEM -ngl 20    talk, with the first 20 layers on the GPU",
         "layerlift --cli -m model.gguf -p PROMPT      complete a prompt; the text goes to stdout",
+        "layerlift --server -m model.gguf             a web page, and OpenAI's API at /v1",
     ),
     "bench": ("layerlift bench -m model.gguf -p 512 -n 16 -r 3",),
     "perplexity": ("layerlift perplexity -m model.gguf -f text.txt -c 512",),
@@ -36,9 +38,9 @@ EXAMPLES = {
 
 
 def usage(mode: str) -> str:
-    """The help of a mode; chat and --cli have one in common."""
-    lines = ["usage:", *(f"  {line}" for line in EXAMPLES["chat" if mode == "cli" else mode])]
-    if mode in ("chat", "cli"):
+    """The help of a mode; chat, --cli and --server have one in common."""
+    lines = ["usage:", *(f"  {line}" for line in EXAMPLES["chat" if mode in SHARED else mode])]
+    if mode in SHARED:
         lines += ["", "commands (layerlift COMMAND --help says more):"]
         lines += [_entry(f"layerlift {name}", text) for name, text in COMMANDS.items()]
     group = ""
@@ -51,10 +53,10 @@ def usage(mode: str) -> str:
 
 
 def _listed(mode: str) -> list[Flag]:
-    """A mode's flags; for the help in common, those of chat and then what only --cli has, group by group."""
-    if mode not in ("chat", "cli"):
+    """A mode's flags; for the help in common, those of chat and then what only the others have, group by group."""
+    if mode not in SHARED:
         return list(flags_of(mode))
-    both = {flag: None for each in ("chat", "cli") for flag in flags_of(each)}
+    both = {flag: None for each in SHARED for flag in flags_of(each)}
     order = list(dict.fromkeys(flag.group for flag in both))
     return sorted(both, key=lambda flag: order.index(flag.group))
 
@@ -68,7 +70,7 @@ def _default(flag: Flag, mode: str) -> str:
     """The default in words, where the help has not said it already."""
     if flag.kind is None or "default" in flag.help:
         return ""
-    if mode in ("chat", "cli") and isinstance(flag.default, dict):
+    if mode in SHARED and isinstance(flag.default, dict):
         chat, cli = flag.default_for("chat"), flag.default_for("cli")
         return f" (default: {chat}, with --cli {cli})" if chat != cli else f" (default: {chat})"
     default = flag.default_for(mode)

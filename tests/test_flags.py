@@ -45,7 +45,7 @@ def test_the_main_help_names_every_command():
 
 @pytest.mark.parametrize("flag", [f for f in FLAGS if f.kind and f.kind.choices], ids=lambda f: f.names[0])
 def test_every_choice_is_accepted_in_any_case(flag):
-    command = [] if "chat" in flag.modes else [flag.modes[0]]
+    command = {"chat": [], "server": ["--server"]}.get(flag.modes[0], [flag.modes[0]])
     for word in flag.kind.choices:
         assert getattr(parse([*command, flag.names[0], word.upper()]), flag.dest) in (word, (word,))
 
@@ -101,7 +101,7 @@ def test_the_last_mode_wins():
         (["--top"], "unknown flag --top", "--top-k"),
         (["-zzz"], "unknown flag -zzz", "layerlift --help"),
         (["tokenize", "--temp", "1"], "unknown flag --temp for 'tokenize'", "layerlift tokenize --help"),
-        (["--server"], "unknown flag --server", "no server"),
+        (["--port", "70000", "--server"], "--port takes a port from 0 to 65535, not '70000'", ""),
         (["model.gguf"], "unexpected argument 'model.gguf'", "layerlift -m model.gguf"),
         (["benhc"], "unexpected argument 'benhc'", "layerlift bench"),
         (["-n"], "-n needs a value: -n N", "--help"),

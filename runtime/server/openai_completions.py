@@ -1,0 +1,188 @@
+"""OpenAI's completions: /v1/completions, with `echo` and `logprobs` together, which is how a model is scored."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..errors import UserError
+from ..request import Token
+from . import fields, openai, wire
+from .fields import SamplingFields
+from .generation import Ask, End, Generation, Piece, Progress, close_all, start_all
+from .openai_chat import MAX_ANSWERS, merged
+from .service import Service
+
+MAX_PROMPTS = 256
+DEFAULT_TOKENS = 16  # OpenAI's own default of max_tokens
+
+
+class CompletionBody(SamplingFields):
+    prompt: Any = None
+    max_tokens: int | None = None
+    n_predict: int | None = None
+    n: int | None = None
+    best_of: int | None = None
+    echo: bool | None = None
+    logprobs: int | bool | None = None
+    suffix: str | None = None
+    stream_options: dict[str, Any] | None = None
+
+
+async def completions(request: Request) -> Response:
+    service: Service = request.app.state.service
+    body = await wire.read(request, CompletionBody)
+    asks = [_ask(service, body, prompt) for prompt in prompts(body.prompt)]
+    times = 1 if body.n is None else body.n
+    if not 1 <= times <= MAX_ANSWERS:
+        raise UserError(f"'n' is {times}, must be between 1 and {MAX_ANSWERS}")
+    if body.suffix:
+        raise UserError("'suffix' is not supported", hint="leave it out")
+    generations = await start_all(service, asks, times=times)
+    if body.stream:
+        return wire.EventStream(_chunks(service, body, generations, times), lambda: close_all(generations))
+    try:
+        answers = await wire.while_connected(request, asyncio.gather(*map(wire.gather, generations)))
+    finally:
+        close_all(generations)
+    ends = [answer.end for answer in answers]
+    choices = [
+        _choice(service, body, i, generation, answer)
+        for i, (generation, answer) in enumerate(zip(generations, answers, strict=True))
+    ]
+    return wire.reply(
+        {
+            **openai.envelope(service, "text_completion", "cmpl-"),
+            "choices": choices,
+            "usage": openai.usage(ends, sum(end.prompt_tokens for end in ends[::times])),
+            "timings": openai.timings(ends[0].timings),
+        }
+    )
+
+
+def prompts(given: Any) -> list[str | list[int]]:
+    """A text, token ids, or a list of either. Raises UserError."""
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given, list) and given:
+        if all(_is_id(each) for each in given):
+            return [given]
+        if len(given) > MAX_PROMPTS:
+            raise UserError(f"'prompt' has {len(given)} prompts; at most {MAX_PROMPTS} are taken")
+        if all(isinstance(p, str) or (isinstance(p, list) and p and all(map(_is_id, p))) for p in given):
+            return given
+    raise UserError("'prompt' must be a text, a list of token ids, or a list of these")
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _ask(service: Service, body: CompletionBody, prompt: str | list[int]) -> Ask:
+    limit = next((v for v in (body.max_tokens, body.n_predict) if v is not None), DEFAULT_TOKENS)
+    if limit < -1:
+        raise UserError(f"'max_tokens' is {limit}, must be at least 0, or -1 for no limit")
+    probs = _probs(body)
+    if not -1 <= probs <= 100:
+        raise UserError(f"'logprobs' is {probs}, must be between 0 and 100")
+    return Ask(
+        prompt=prompt,
+        sampling=fields.sampling(service, body, n_probs=probs),
+        max_tokens=limit,
+        stop=fields.stops(service, body),
+        constraint=fields.constraint(body),
+        ignore_eos=bool(body.ignore_eos),
+        cache_prompt=body.cache_prompt is not False,
+        context_shift=bool(body.context_shift),
+        keep=body.n_keep or 0,
+        prompt_logprobs=bool(body.echo) and probs >= 0,
+    )
+
+
+def _probs(body: CompletionBody) -> int:
+    if body.logprobs is None or body.logprobs is False:
+        return -1
+    return 1 if body.logprobs is True else body.logprobs
+
+
+def _choice(
+    service: Service, body: CompletionBody, index: int, generation: Generation, answer: wire.Whole
+) -> dict[str, Any]:
+    prompt = _shown_prompt(service, generation) if body.echo else ""
+    logprobs = None
+    if _probs(body) >= 0:
+        tokens = [piece.token for piece in answer.pieces if piece.token is not None]
+        logprobs = _logprobs(service, [*answer.end.prompt_logprobs, *tokens], 0)
+    finish = openai.FINISH[answer.end.reason]
+    return {"index": index, "text": prompt + answer.text, "logprobs": logprobs, "finish_reason": finish}
+
+
+def _shown_prompt(service: Service, generation: Generation) -> str:
+    prepared = generation.prepared
+    return prepared.prompt or service.tokenizer.decode(prepared.request.tokens, special=True)
+
+
+def _logprobs(service: Service, tokens: list[Token], offset: int) -> dict[str, Any]:
+    """The older shape {tokens, token_logprobs, top_logprobs, text_offset} with the newer `content` beside it."""
+    tokenizer = service.tokenizer
+    texts, offsets = [], []
+    for token in tokens:
+        texts.append(tokenizer.piece(token.id).decode("utf-8", "replace"))
+        offsets.append(offset)
+        offset += len(texts[-1])
+    tops = []
+    for token in tokens:
+        top = dict[str, float]()
+        for id, value in token.top:
+            top.setdefault(tokenizer.piece(id).decode("utf-8", "replace"), value)
+        tops.append(top if token.logprob is not None else None)
+    return {
+        "tokens": texts,
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": tops,
+        "text_offset": offsets,
+        "content": [openai.logprob(tokenizer, token) for token in tokens if token.logprob is not None],
+    }
+
+
+async def _chunks(
+    service: Service, body: CompletionBody, generations: list[Generation], times: int
+) -> AsyncGenerator[bytes, None]:
+    head = openai.envelope(service, "text_completion", "cmpl-")
+    ends: list[End] = []
+
+    def chunk(index: int, text: str, finish: str | None = None, **more: Any) -> bytes:
+        logprobs = more.pop("logprobs", None)
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+        return wire.event({**head, "choices": [choice], **more})
+
+    if body.echo:
+        for index, generation in enumerate(generations):
+            yield chunk(index, _shown_prompt(service, generation))
+    async for index, event in merged(generations):
+        live: dict[str, Any] = {"timings": openai.live(generations[index])} if body.timings_per_token else {}
+        if isinstance(event, Piece):
+            if _probs(body) >= 0 and event.token is not None:
+                live["logprobs"] = _logprobs(service, [event.token], 0)
+            if event.text or live:
+                yield chunk(index, event.text, **live)
+        elif isinstance(event, Progress):
+            if body.return_progress:
+                shown = openai.progress(event.done, event.total, event.cached, event.seconds)
+                yield chunk(index, "", prompt_progress=shown)
+        elif isinstance(event, End):
+            ends.append(event)
+            logprobs = None
+            if body.echo and event.prompt_logprobs:
+                logprobs = _logprobs(service, list(event.prompt_logprobs), 0)
+            yield chunk(
+                index, "", openai.FINISH[event.reason], logprobs=logprobs, timings=openai.timings(event.timings)
+            )
+    if (body.stream_options or {}).get("include_usage"):
+        prompt_tokens = sum(each.prompt_tokens for each in generations[::times])
+        yield wire.event({**head, "choices": [], "usage": openai.usage(ends, prompt_tokens)})
+    yield wire.DONE

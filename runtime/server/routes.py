@@ -1,0 +1,46 @@
+"""The table of routes: path, method, handler, and whether it is open to those without a key."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from . import about, openai_chat, openai_completions, page, texts
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Entry(NamedTuple):
+    path: str
+    method: str
+    handler: Handler
+    public: bool = False
+
+
+ROUTES: tuple[Entry, ...] = (
+    Entry("/health", "GET", about.health, public=True),
+    Entry("/v1/health", "GET", about.health, public=True),
+    Entry("/v1/models", "GET", about.models),
+    Entry("/models", "GET", about.models),
+    Entry("/v1/models/{name:path}", "GET", about.model),
+    Entry("/props", "GET", about.props),
+    Entry("/slots", "GET", about.slots),
+    Entry("/metrics", "GET", about.metrics),
+    Entry("/v1/chat/completions", "POST", openai_chat.chat_completions),
+    Entry("/chat/completions", "POST", openai_chat.chat_completions),
+    Entry("/v1/completions", "POST", openai_completions.completions),
+    Entry("/completions", "POST", openai_completions.completions),
+    Entry("/tokenize", "POST", texts.tokenize),
+    Entry("/detokenize", "POST", texts.detokenize),
+    Entry("/apply-template", "POST", texts.apply_template),
+    Entry("/tokenizer_info", "GET", texts.tokenizer_info),
+)
+
+# The web page's files lie beside `/`; their names cannot be those of a route above.
+PAGE: tuple[Entry, ...] = (
+    Entry("/", "GET", page.page, public=True),
+    Entry("/{file}", "GET", page.page, public=True),
+)
