@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from .base import BackendError, BackendUnavailable, DeviceInfo, DeviceOutOfMemory, Probe
 from .cuda_api import OUT_OF_MEMORY, Api, api, first_line, free_bytes, meaning, missing
+from .cuda_graph import CudaGraphs
 from .cuda_memory import SMALL, CudaBuffer, Staging
-from .gpu import GpuBackend
 from .gpu_programs import Kernel, Tuning
 from .kernel_settings import KernelSettings
 from .program_cache import ProgramCache, default_folder
@@ -26,7 +26,7 @@ CTYPES = {"pointer": ctypes.c_void_p, "int": ctypes.c_int, "float": ctypes.c_flo
 _thread = threading.local()  # `index`: the device that CUDA's calls of this thread mean
 
 
-class CudaBackend(GpuBackend):
+class CudaBackend(CudaGraphs):
     name = "cuda"
     language = "cuda"
 
@@ -100,9 +100,11 @@ class CudaBackend(GpuBackend):
             raise BackendError(f"{self.device}: {doing} failed: {meaning(error)}") from None
 
     def _alloc(self, nbytes: int) -> CudaBuffer:
+        self._refuse_while_recording("memory is asked for")
         return self._guarded("allocating", lambda: CudaBuffer(self._api.runtime, max(nbytes, 1)), nbytes)
 
     def _copy_in(self, handle: CudaBuffer, host: NDArray[Any]) -> None:
+        self._refuse_while_recording("something goes up")
         runtime, nbytes = self._api.runtime, host.nbytes
 
         def copy() -> None:
@@ -140,6 +142,7 @@ class CudaBackend(GpuBackend):
         self._guarded("waiting for the device", lambda: self._api.runtime.streamSynchronize(self._stream))
 
     def _compile(self, text: str, signatures: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+        self._refuse_while_recording("a kernel is built")
         driver, module = self._api.driver, self._module(text)
         functions = {
             name: self._guarded(f"kernel {name}", lambda name=name: driver.moduleGetFunction(module, name))

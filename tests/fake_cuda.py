@@ -41,7 +41,7 @@ class FakeCuda:
     calls: dict[str, int] = field(default_factory=dict)
     fail: dict[str, list[int | None]] = field(default_factory=dict)  # statuses of the next calls; None: it succeeds
 
-    hostAllocDefault, memcpyHostToDevice, memcpyDeviceToHost = 0, 1, 2
+    hostAllocDefault, memcpyHostToDevice, memcpyDeviceToHost, memcpyDeviceToDevice = 0, 1, 2, 3
 
     def __post_init__(self) -> None:
         import pyopencl as cl
@@ -58,6 +58,8 @@ class FakeCuda:
         self._modules: dict[int, tuple[Any, dict[str, tuple[str, ...]]]] = {}
         self._functions: dict[int, tuple[Any, tuple[str, ...]]] = {}
         self._pending: list[Callable[[], None]] = []
+        self.recording: list[Callable[[], None]] | None = None
+        self._graphs: dict[int, list[Callable[[], None]]] = {}
 
     @property
     def api(self) -> Api:
@@ -111,6 +113,7 @@ class FakeCuda:
 
     def streamSynchronize(self, stream: int) -> None:
         self._called("streamSynchronize")
+        self._not_recording()
         pending, self._pending = self._pending, []
         for work in pending:
             work()
@@ -118,6 +121,7 @@ class FakeCuda:
 
     def malloc(self, nbytes: int) -> int:
         self._called("malloc")
+        self._not_recording()
         if self.in_use + nbytes > self.capacity:
             raise FakeCudaError(OUT_OF_MEMORY, "cudaErrorMemoryAllocation: out of memory")
         address = self._address
@@ -145,6 +149,10 @@ class FakeCuda:
 
     def memcpyAsync(self, target: int, source: int, nbytes: int, kind: int, stream: int) -> None:
         self._called("memcpyAsync")
+        if kind == self.memcpyDeviceToDevice:
+            assert nbytes <= min(self._sizes[target], self._sizes[source]), "a copy beyond the end of device memory"
+            self._enqueue(lambda: self._copy_across(source, target, nbytes))
+            return
         assert kind in (self.memcpyHostToDevice, self.memcpyDeviceToHost)
         down = kind == self.memcpyDeviceToHost
         buffer, host_address = self._buffer(source if down else target), target if down else source
@@ -154,7 +162,11 @@ class FakeCuda:
             host = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(host_address))
             self._cl.enqueue_copy(self._queue, *((host, buffer) if down else (buffer, host)), is_blocking=True)
 
-        self._pending.append(copy)
+        self._enqueue(copy)
+
+    def _copy_across(self, source: int, target: int, nbytes: int) -> None:
+        if source != target and nbytes:
+            self._cl.enqueue_copy(self._queue, self._buffer(target), self._buffer(source), byte_count=nbytes)
 
     def _buffer(self, address: int) -> Any:
         if address not in self.memory:
@@ -245,7 +257,49 @@ class FakeCuda:
             (self._buffer(value) if value else None) if kind == "pointer" else value
             for kind, value in zip(signature, values, strict=True)
         ]
-        self._pending.append(lambda: kernel(self._queue, (gx * bx, gy), (bx, 1), *arguments))
+        addresses = [value for kind, value in zip(signature, values, strict=True) if kind == "pointer" and value]
+
+        def run() -> None:
+            for address in addresses:
+                self._buffer(address)  # a graph may outlive the memory it was recorded with
+            kernel(self._queue, (gx * bx, gy), (bx, 1), *arguments)
+
+        self._enqueue(run)
+
+    # -- graphs --
+
+    def _enqueue(self, work: Callable[[], None]) -> None:
+        (self._pending if self.recording is None else self.recording).append(work)
+
+    def _not_recording(self) -> None:
+        if self.recording is not None:
+            raise FakeCudaError(900, "cudaErrorStreamCaptureUnsupported: not permitted while a stream is captured")
+
+    def streamBeginCapture(self, stream: int) -> None:
+        self._called("streamBeginCapture")
+        assert self.recording is None
+        self.recording = []
+
+    def streamEndCapture(self, stream: int) -> int:
+        self._called("streamEndCapture")
+        assert self.recording is not None
+        self._graphs[graph := next(self._next)] = self.recording
+        self.recording = None
+        return graph
+
+    def graphInstantiate(self, graph: int) -> int:
+        self._called("graphInstantiate")
+        self._graphs[ready := next(self._next)] = self._graphs[graph]
+        return ready
+
+    def graphDestroy(self, graph: int) -> None:
+        del self._graphs[graph]
+
+    graphExecDestroy = graphDestroy
+
+    def graphLaunch(self, graph: int, stream: int) -> None:
+        self._called("graphLaunch")
+        self._pending.extend(self._graphs[graph])
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> FakeCuda:

@@ -1,0 +1,208 @@
+"""Decoding as CUDA graphs: the launches of a stage are recorded once and replayed by one call.
+
+A graph is of one stage, cache, number of tokens, and bucket of context lengths. It reads what changes from step to
+step, positions, cache rows and lengths, from memory of its own, which each step fills with one copy. Recorded kernels
+hold addresses, so everything in between lies in a pool that only graphs use. Knows no kernels.
+"""
+
+from __future__ import annotations
+
+import weakref
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .base import BackendError, DeviceInfo, DeviceOutOfMemory, KVStore, Stage, Step, Weight
+from .blas import VendorBlas
+from .cuda_api import Api
+from .gpu import GpuBackend
+from .gpu_memory import GpuArray, Pool
+from .gpu_programs import Tuning
+from .gpu_step import StepLayout
+from .kernel_settings import KernelSettings
+
+T = TypeVar("T")
+MOST_TOKENS = 64  # of a step that is worth a graph
+SHORTEST = 256  # cache rows of the first bucket; each further one is twice as long
+GRAPHS = 48  # kept for one cache: the least recently used goes first
+
+
+class Recording:
+    """A graph of the driver's, ready to be replayed; gone when nothing refers to it."""
+
+    def __init__(self, runtime: Any, graph: int):
+        self._runtime, self.handle = runtime, 0
+        try:
+            self.handle = runtime.graphInstantiate(graph)
+        finally:
+            runtime.graphDestroy(graph)
+
+    def __del__(self) -> None:
+        if self.handle:
+            try:
+                self._runtime.graphExecDestroy(self.handle)
+            except Exception:  # the process ends, or the device is gone
+                pass
+
+
+class CannotRecord(BackendError):
+    """A step's launches cannot become a graph."""
+
+
+@dataclass
+class DecodeGraph:
+    """`words`, `x`: what each step fills in; `y`: what it leaves. Without a recording it has only been rehearsed."""
+
+    stage: Stage
+    words: GpuArray
+    x: GpuArray
+    y: GpuArray
+    recording: Recording | None = None
+
+
+class CudaGraphs(GpuBackend):
+    """The part of the CUDA backend that replays. A subclass supplies CuPy's modules, the stream and `_guarded`."""
+
+    _api: Api
+    _stream: int
+    recording = False  # what is launched now goes into a graph
+    use_graphs = True
+
+    def __init__(self, device: DeviceInfo, tuning: Tuning, kernels: KernelSettings | None = None):
+        super().__init__(device, tuning, kernels)
+        self._graph_pool = Pool(self._alloc)
+        self._in_graph = False  # also during a rehearsal
+        self._graphs: weakref.WeakKeyDictionary[KVStore, OrderedDict[Any, DecodeGraph]] = weakref.WeakKeyDictionary()
+
+    @abstractmethod
+    def _guarded(self, doing: str, call: Callable[[], T], nbytes: int = 0) -> T:
+        """What `call` returns on this device, CUDA's failures as ours."""
+
+    def run(self, stage: Stage, x: GpuArray, step: Step) -> GpuArray:
+        if not self.use_graphs or not stage.blocks or not is_decode(step):
+            return super().run(stage, x, step)
+        layout = StepLayout(step, self._ropes)
+        layout.longest = bucket(layout.longest)
+        graphs = self._graphs.setdefault(step.kv[stage.first_layer], OrderedDict())
+        key = (id(stage), len(x), layout.longest, tuple(map(id, self._ropes)))
+        decode = graphs.get(key)
+        try:
+            if decode is None:
+                return self._rehearse(graphs, key, stage, x, step, layout)
+            graphs.move_to_end(key)
+            return self._replay(decode, x, step, layout)
+        except CannotRecord:
+            del graphs[key]
+        except DeviceOutOfMemory:
+            graphs.clear()
+            self.use_graphs = False  # what one launch after the other needs may still fit
+        step.scratch.pop(self, None)
+        return super().run(stage, x, step)
+
+    def close(self) -> None:
+        self._graphs.clear()
+        self._graph_pool.close()
+        super().close()
+
+    def _rehearse(
+        self, graphs: OrderedDict[Any, DecodeGraph], key: Any, stage: Stage, x: GpuArray, step: Step, layout: StepLayout
+    ) -> GpuArray:
+        """Runs the step launch by launch, in the memory its graph will use: kernels are built, memory is taken."""
+        ropes, longest = self._ropes, len(x) * layout.longest
+        words, own = self.empty((layout.words.size + longest,), np.int32), self.empty(x.shape)
+        self._fill(words, own, x, step, layout)
+        with self._graph_memory():
+            y = super().run(stage, own, step)
+        if self._ropes is ropes:  # else the layout is another from now on
+            graphs[key] = DecodeGraph(stage, words, own, y)
+            while len(graphs) > GRAPHS:
+                graphs.popitem(last=False)
+        return self._kept(y)
+
+    def _replay(self, decode: DecodeGraph, x: GpuArray, step: Step, layout: StepLayout) -> GpuArray:
+        self._fill(decode.words, decode.x, x, step, layout)
+        recording = decode.recording or self._capture(decode, step)
+        self._guarded("a graph", lambda: self._api.runtime.graphLaunch(recording.handle, self._stream))
+        self.launches += 1
+        return self._kept(decode.y)
+
+    def _capture(self, decode: DecodeGraph, step: Step) -> Recording:
+        """Raises CannotRecord; the step's launches have then not been made."""
+        runtime, launches = self._api.runtime, self.launches
+        del decode.y  # the recording takes its memory again
+        with self._graph_memory():
+            self._guarded("recording", lambda: runtime.streamBeginCapture(self._stream))
+            self.recording = True
+            failed: BackendError | None = None
+            try:
+                decode.y = super().run(decode.stage, decode.x, step)
+            except BackendError as error:
+                failed = error
+            finally:
+                self.recording, self.launches = False, launches
+                try:
+                    graph = self._guarded("recording", lambda: runtime.streamEndCapture(self._stream))
+                except BackendError as error:
+                    graph, failed = 0, failed or error
+        if failed:
+            if graph:
+                runtime.graphDestroy(graph)
+            raise CannotRecord(str(failed))
+        decode.recording = self._guarded("recording", lambda: Recording(runtime, graph))
+        return decode.recording
+
+    def _fill(self, words: GpuArray, own: GpuArray, x: GpuArray, step: Step, layout: StepLayout) -> None:
+        self._copy_in(words.handle, layout.words)
+        self._copy_across(x, own)
+        step.scratch[self] = (layout, words)
+
+    def _kept(self, y: GpuArray) -> GpuArray:
+        """A copy that the next replay does not touch."""
+        kept = self.empty(y.shape)
+        self._copy_across(y, kept)
+        return kept
+
+    def _copy_across(self, source: GpuArray, target: GpuArray) -> None:
+        runtime = self._api.runtime
+        self._guarded(
+            "copying on the device",
+            lambda: runtime.memcpyAsync(
+                target.handle.ptr, source.handle.ptr, source.nbytes, runtime.memcpyDeviceToDevice, self._stream
+            ),
+        )
+
+    def _refuse_while_recording(self, what: str) -> None:
+        """Called before what a graph cannot hold. A rehearsal has done it, so a recording does not come here."""
+        if self.recording:
+            raise CannotRecord(f"{self.device}: {what} while a graph is recorded")
+
+    @contextmanager
+    def _graph_memory(self) -> Iterator[None]:
+        usual, self.pool, self._in_graph = self.pool, self._graph_pool, True
+        try:
+            yield
+        finally:
+            self.pool, self._in_graph = usual, False
+
+    def by_vendor(self, w: Weight) -> VendorBlas | None:
+        """A vendor's library works in memory of its own, which a graph must not hold."""
+        return None if self._in_graph else super().by_vendor(w)
+
+
+def is_decode(step: Step) -> bool:
+    """Whether each sequence has one token in the step and wants its logits."""
+    t = len(step.tokens)
+    return 0 < t <= MOST_TOKENS and len(step.spans) == t and len(step.outputs) == t
+
+
+def bucket(rows: int) -> int:
+    """The bucket of a context length: its longest."""
+    longest = SHORTEST
+    while longest < rows:
+        longest *= 2
+    return longest

@@ -1,0 +1,164 @@
+"""Decoding by CUDA graphs equals decoding launch by launch, on a CUDA that is not there."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+
+import fake_cuda
+import numpy as np
+import pytest
+from layerlift.backends.base import Span, Step
+from layerlift.backends.cuda_graph import SHORTEST, bucket, is_decode
+from layerlift.runtime.engine import Engine
+from layerlift.runtime.model import Model
+from layerlift.runtime.request import Request
+from layerlift.runtime.sampler import Sampling
+from paper import forward
+from test_cuda_backend import SMALL
+
+TOKENS = [1, 7, 250, 33, 4, 99, 12, 8, 3, 200, 41, 17, 5]
+
+
+@pytest.fixture
+def cuda(monkeypatch, tmp_path):
+    monkeypatch.setenv("LAYERLIFT_CACHE", str(tmp_path))
+    monkeypatch.setattr("layerlift.backends.cuda._tuning", lambda properties: SMALL)
+    return fake_cuda.install(monkeypatch)
+
+
+def step_of(tokens, befores, kv):
+    """A step of one token for each sequence; sequence i has the cache rows 40 i, 40 i + 1, …"""
+    starts = [40 * i for i in range(len(tokens))]
+    rows = [np.arange(s, s + before + 1, dtype=np.int32) for s, before in zip(starts, befores, strict=True)]
+    own = np.array([r[-1] for r in rows], np.int32)
+    spans = tuple(Span(i, 1, r) for i, r in enumerate(rows))
+    everywhere = np.arange(len(tokens), dtype=np.int32)
+    return Step(np.array(tokens, np.int32), np.array(befores, np.int32), own, spans, everywhere, kv)
+
+
+def stores(model):
+    c = model.config
+    return [s.backend.kv_alloc(100, c.n_kv_heads, c.head_dim, "f32") for s in model.stages for _ in s.blocks]
+
+
+def logits_of(model, step):
+    backend, logits = model.logits(*model.forward(step))
+    return backend.download(logits)
+
+
+def test_a_sequence_by_graphs_has_the_papers_logits(tiny, cuda):
+    want = forward(tiny("F32"), TOKENS)
+    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model:
+        kv = stores(model)
+        found = [logits_of(model, step_of([t], [i], kv))[0] for i, t in enumerate(TOKENS)]
+    np.testing.assert_allclose(found, want, atol=2e-4 * np.abs(want).max())
+    # The first step teaches the rope, the second rehearses; all others are replayed.
+    assert cuda.calls["graphLaunch"] == len(TOKENS) - 2
+
+
+def test_two_sequences_with_lengths_of_their_own(tiny, cuda):
+    want = forward(tiny("F32"), TOKENS)
+    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model:
+        kv = stores(model)
+        for i in range(3):
+            logits_of(model, step_of([TOKENS[i]], [i], kv))
+        for i in range(3, len(TOKENS)):
+            found = logits_of(model, step_of([TOKENS[i], TOKENS[i - 3]], [i, i - 3], kv))
+            np.testing.assert_allclose(found, want[[i, i - 3]], atol=2e-4 * np.abs(want).max())
+        (graphs,) = model.backends[0]._graphs.values()
+        assert [key[1] for key in graphs] == [1, 2]
+
+
+def test_a_replayed_step_is_one_copy_up_one_down_and_three_launches_around_the_graph(tiny, cuda):
+    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model:
+        kv, (backend,) = stores(model), model.backends
+        for i in range(4):
+            before = Counter(cuda.calls)
+            _, logits = model.logits(*model.forward(step_of([TOKENS[i]], [i], kv)))
+            backend.pick(logits)
+        # Launched: embedding, head, argmax. Copied: the step up, the hidden state in and out, the token down.
+        spent = Counter(cuda.calls) - before
+        assert spent["graphLaunch"] == 1
+        assert (spent["launchKernel"], spent["memcpyAsync"], spent["streamSynchronize"]) == (3, 4, 1)
+        assert not spent["malloc"]
+
+
+def test_a_graph_ends_with_its_cache_and_never_serves_another(tiny, cuda):
+    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model:
+        kv, (backend,) = stores(model), model.backends
+        for i in range(3):
+            logits_of(model, step_of([TOKENS[i]], [i], kv))
+        other = stores(model)
+        first = logits_of(model, step_of([TOKENS[0]], [0], other))[0]
+        want = forward(tiny("F32"), TOKENS[:1])[0]
+        np.testing.assert_allclose(first, want, atol=2e-4 * np.abs(want).max())
+        assert len(backend._graphs) == 2
+        del kv
+        assert len(backend._graphs) == 1
+
+
+def test_what_cannot_be_recorded_runs_launch_by_launch(tiny, cuda):
+    want = forward(tiny("F32"), TOKENS)
+    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model:
+        kv, (backend,) = stores(model), model.backends
+        for i in range(2):
+            logits_of(model, step_of([TOKENS[i]], [i], kv))
+        backend._graph_pool._idle.clear()  # the recording would have to ask for memory
+        found = logits_of(model, step_of([TOKENS[2]], [2], kv))[0]
+        np.testing.assert_allclose(found, want[2], atol=2e-4 * np.abs(want).max())
+        assert cuda.recording is None
+        for i in range(3, 6):
+            found = logits_of(model, step_of([TOKENS[i]], [i], kv))[0]
+            np.testing.assert_allclose(found, want[i], atol=2e-4 * np.abs(want).max())
+        assert cuda.calls["graphLaunch"] == 2
+
+
+def test_without_memory_for_graphs_the_answer_is_the_same(tiny, cuda):
+    want = forward(tiny("F32"), TOKENS)
+    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model:
+        kv, (backend,) = stores(model), model.backends
+        logits_of(model, step_of([TOKENS[0]], [0], kv))
+        backend._graph_pool.take = lambda nbytes: backend._alloc(1 << 40)
+        for i in range(1, 4):
+            found = logits_of(model, step_of([TOKENS[i]], [i], kv))[0]
+            np.testing.assert_allclose(found, want[i], atol=2e-4 * np.abs(want).max())
+        assert "graphLaunch" not in cuda.calls
+
+
+def test_the_engine_answers_as_without_a_gpu(tiny, cuda):
+    def answer(**options):
+        with (
+            Model.load(tiny("F32"), context=100, **options) as model,
+            Engine(model, context=100, kv_dtype="f32") as engine,
+        ):
+            request = Request(TOKENS[:4], Sampling(temperature=0), max_tokens=12, ignore_eos=True)
+            return engine.submit(request).result().tokens
+
+    assert answer(ngl=999, gpu="nvidia") == answer(ngl=0)
+    assert cuda.calls["graphLaunch"] >= 9
+
+
+def test_memory_is_weights_cache_and_a_little_and_closing_gives_it_back(tiny, cuda):
+    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model:
+        kv = stores(model)
+        for i in range(4):
+            logits_of(model, step_of([TOKENS[i]], [i], kv))
+        assert cuda.in_use <= 1.03 * model.gguf.nbytes + 100 * sum(s.row_nbytes for s in kv) + (64 << 20)
+        del kv
+    del model
+    gc.collect()
+    assert not cuda.in_use
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(1, SHORTEST), (256, 256), (257, 512), (131072, 131072)])
+def test_buckets_double(rows, expected):
+    assert bucket(rows) == expected
+
+
+def test_only_one_token_of_each_sequence_is_decoding():
+    one = step_of([1, 2], [3, 4], [])
+    assert is_decode(one)
+    prompt = Step(one.tokens, one.positions, one.rows, (Span(0, 2, one.rows),), one.outputs, [])
+    assert not is_decode(prompt)
+    assert not is_decode(step_of([], [], []))
