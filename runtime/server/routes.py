@@ -8,7 +8,7 @@ from typing import NamedTuple
 from starlette.requests import Request
 from starlette.responses import Response
 
-from . import about, openai_chat, openai_completions, page, texts
+from . import about, anthropic, ollama, openai_chat, openai_completions, page, texts
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -37,6 +37,14 @@ ROUTES: tuple[Entry, ...] = (
     Entry("/detokenize", "POST", texts.detokenize),
     Entry("/apply-template", "POST", texts.apply_template),
     Entry("/tokenizer_info", "GET", texts.tokenizer_info),
+    Entry("/v1/messages", "POST", anthropic.messages),
+    Entry("/v1/messages/count_tokens", "POST", anthropic.count_tokens),
+    Entry("/api/chat", "POST", ollama.chat),
+    Entry("/api/generate", "POST", ollama.generate),
+    Entry("/api/tags", "GET", ollama.tags),
+    Entry("/api/ps", "GET", ollama.running),
+    Entry("/api/show", "POST", ollama.show),
+    Entry("/api/version", "GET", ollama.version),
 )
 
 # The web page's files lie beside `/`; their names cannot be those of a route above.
