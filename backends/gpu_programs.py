@@ -55,11 +55,15 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A compiled kernel; `handle` is the driver's, `threads` the size of a work group."""
+    """A compiled kernel; `handle` is the driver's, `threads` the size of a work group.
+
+    `shared`: bytes of local memory that a launch asks for, beside what the text declares.
+    """
 
     name: str
     handle: Any
     threads: int
+    shared: int = 0
 
 
 Program = dict[str, Kernel]

@@ -56,7 +56,9 @@ def check_project(fmt, columns, tokens, rows=37, *, sanitize=False):
         close(y, x.astype(np.float64) @ w.T)
 
 
-@pytest.mark.parametrize(("fmt", "columns", "tokens"), [("Q6_K", 512, 1), ("F16", 288, 3)])
+@pytest.mark.parametrize(
+    ("fmt", "columns", "tokens"), [("Q6_K", 512, 1), pytest.param("F16", 288, 3, marks=pytest.mark.slow)]
+)
 def test_project_is_norm_product_bias_and_residual(fmt, columns, tokens):
     check_project(fmt, columns, tokens)
 
@@ -94,6 +96,7 @@ def check_gated(fmt, columns, tokens, rows, activation, *, sanitize=False):
     close(y, exact_activation(n @ w_gate.T + bias, activation) * (n @ w_up.T))
 
 
+@pytest.mark.slow
 def test_gated_is_two_products_and_an_activation():
     check_gated("BF16", 256, 1, 19, "silu")
 
@@ -146,6 +149,7 @@ def test_qkv_takes_three_formats_at_once(formats, style):
     check_qkv(formats, 128, 1, style, n_dims=16, sanitize=True)
 
 
+@pytest.mark.slow
 def test_head_gives_logits_and_the_likeliest_row():
     rows, columns, tokens = 83, 128, 3
     program = Matvec("head", columns, tokens, ("Q8_0",), rows)

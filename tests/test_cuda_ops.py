@@ -1,0 +1,89 @@
+"""The composites over the kernels of kernels/cuda, in the emulator, answer as float64 NumPy does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from emulated_cuda import EmulatedCuda
+from layerlift.backends import cuda_ops
+from layerlift.backends.base import Linear, Norm
+from layerlift.backends.opcases import all_cases, judge, matrix, normal
+from layerlift.backends.oracle import exact_norm
+
+CASES = {str(case): case for case in all_cases()}
+
+
+def check(name, backend, *, relaxed):
+    verdict = judge(CASES[name], backend, relaxed=relaxed)
+    assert verdict.ok, f"{name}: nmse {verdict.nmse:.2e}, largest error {verdict.max_error:.2e}"
+
+
+def test_a_layer_of_few_tokens_takes_one_kernel_for_each_composite(monkeypatch):
+    monkeypatch.setattr(cuda_ops, "FEW", 8)
+    with EmulatedCuda() as backend:
+        for op in ("qkv", "gated", "project_add"):
+            check(f"{op}[Q4_1 bias]", backend, relaxed=False)
+        check("attend[ragged 6/2x64]", backend, relaxed=False)
+        ran = [name for name in backend.ran if name != "move_rows"]
+    assert ran == ["qkv", "gated", "project", "attend_few"]
+
+
+@pytest.mark.slow
+def test_more_tokens_are_multiplied_on_tensor_cores():
+    with EmulatedCuda() as backend:
+        for op in ("qkv", "gated", "project_add"):
+            check(f"{op}[Q6_K]", backend, relaxed=True)
+        check("attend[prefill 8/2x64]", backend, relaxed=True)
+        assert backend.ran.count("rows_half") == 3
+        assert backend.ran.count("matmul_mma") == 6
+        assert backend.ran[-1] == "attend_many"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("few", [4, 8])
+def test_every_composite_and_attention_of_the_op_table(monkeypatch, few):
+    monkeypatch.setattr(cuda_ops, "FEW", few)
+    for fmt in ("F32", "Q8_0", "Q4_1", "Q6_K"):
+        with EmulatedCuda() as backend:
+            for name, case in CASES.items():
+                if case.op in ("qkv", "gated", "project_add") and case.fmt == fmt:
+                    check(name, backend, relaxed=few < 5)
+    with EmulatedCuda() as backend:
+        for name, case in CASES.items():
+            if case.op == "attend":
+                check(name, backend, relaxed=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [(7, 5), (8, 6)])
+def test_products_of_the_op_table_on_older_devices(capability):
+    for fmt in ("BF16", "F16", "Q5_0", "IQ4_NL", "Q2_K", "F32"):
+        with EmulatedCuda(capability=capability) as backend:
+            for name, case in CASES.items():
+                if case.op == "matmul" and case.fmt == fmt:
+                    check(name, backend, relaxed=True)
+
+
+def test_the_likeliest_token_comes_from_the_head_s_own_kernel():
+    rows, columns, tokens = 71, 96, 2
+    raw, w = matrix("F16", rows, columns)
+    x, weight = normal(tokens, columns), 1 + normal(columns, seed=1) / 4
+    with EmulatedCuda() as backend:
+        head = Linear(backend.load(raw, "F16", (rows, columns), "output"))
+        logits = backend.head(backend.upload(x), Norm(backend.upload(weight), 1e-5), head)
+        picked = backend.pick(logits)
+        other = backend.pick(backend.upload(backend.download(logits)[:, ::-1].copy()))
+        ran, got = backend.ran, backend.download(logits)
+    np.testing.assert_allclose(got, exact_norm(x, weight, 1e-5) @ w.reshape(rows, columns).T, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(picked, got.argmax(-1))
+    np.testing.assert_array_equal(other, rows - 1 - picked)
+    assert ran == ["head", "pick_best", "argmax"]
+
+
+def test_weights_are_not_kept_alive_by_their_order():
+    with EmulatedCuda() as backend:
+        raw, _ = matrix("F16", 8, 32)
+        before = len(backend._after)
+        for name in ("a", "b"):
+            backend._uses(backend.load(raw, "F16", (8, 32), name))
+        assert len(backend._after) == before
