@@ -64,7 +64,7 @@ async def completions(request: Request) -> Response:
     )
 
 
-def prompts(given: Any) -> list[str | list[int]]:
+def prompts(given: Any, field: str = "prompt") -> list[str | list[int]]:
     """A text, token ids, or a list of either. Raises UserError."""
     if isinstance(given, str):
         return [given]
@@ -72,10 +72,10 @@ def prompts(given: Any) -> list[str | list[int]]:
         if all(_is_id(each) for each in given):
             return [given]
         if len(given) > MAX_PROMPTS:
-            raise UserError(f"'prompt' has {len(given)} prompts; at most {MAX_PROMPTS} are taken")
+            raise UserError(f"'{field}' has {len(given)} prompts; at most {MAX_PROMPTS} are taken")
         if all(isinstance(p, str) or (isinstance(p, list) and p and all(map(_is_id, p))) for p in given):
             return given
-    raise UserError("'prompt' must be a text, a list of token ids, or a list of these")
+    raise UserError(f"'{field}' must be a text, a list of token ids, or a list of these")
 
 
 def _is_id(value: Any) -> bool:

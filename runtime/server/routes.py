@@ -8,7 +8,7 @@ from typing import NamedTuple
 from starlette.requests import Request
 from starlette.responses import Response
 
-from . import about, anthropic, ollama, openai_chat, openai_completions, page, texts
+from . import about, anthropic, embeddings, native, ollama, openai_chat, openai_completions, page, texts
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -32,7 +32,11 @@ ROUTES: tuple[Entry, ...] = (
     Entry("/v1/chat/completions", "POST", openai_chat.chat_completions),
     Entry("/chat/completions", "POST", openai_chat.chat_completions),
     Entry("/v1/completions", "POST", openai_completions.completions),
-    Entry("/completions", "POST", openai_completions.completions),
+    Entry("/completions", "POST", native.completion),
+    Entry("/completion", "POST", native.completion),
+    Entry("/v1/embeddings", "POST", embeddings.embeddings),
+    Entry("/embeddings", "POST", embeddings.embedding),
+    Entry("/embedding", "POST", embeddings.embedding),
     Entry("/tokenize", "POST", texts.tokenize),
     Entry("/detokenize", "POST", texts.detokenize),
     Entry("/apply-template", "POST", texts.apply_template),

@@ -1,0 +1,60 @@
+"""Embeddings: OpenAI's /v1/embeddings and llama-server's /embedding. Pure translation."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import struct
+from typing import Any, Literal
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from . import openai, wire
+from .generation import Ask, close_all, start_all
+from .openai_completions import prompts
+from .service import Service
+
+
+class EmbeddingBody(msgspec.Struct):
+    """OpenAI's `input`, llama-server's `content`, llamafile's `prompt`. `dimensions` cannot be honoured."""
+
+    input: Any = None
+    content: Any = None
+    prompt: Any = None
+    encoding_format: Literal["float", "base64"] | None = None
+    pooling: Literal["mean", "last"] | None = None
+
+
+async def embeddings(request: Request) -> Response:
+    service: Service = request.app.state.service
+    vectors, body, tokens = await _vectors(request)
+    data = []
+    for index, vector in enumerate(vectors):
+        shown: Any = vector
+        if body.encoding_format == "base64":
+            shown = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+        data.append({"object": "embedding", "index": index, "embedding": shown})
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return wire.reply({"object": "list", "data": data, "model": service.model_name, "usage": usage})
+
+
+async def embedding(request: Request) -> Response:
+    """llama-server's shape; the vector is that of the pooled text, in a list of one."""
+    vectors, _, _ = await _vectors(request)
+    return wire.reply([{"index": index, "embedding": [vector]} for index, vector in enumerate(vectors)])
+
+
+async def _vectors(request: Request) -> tuple[list[tuple[float, ...]], EmbeddingBody, int]:
+    service: Service = request.app.state.service
+    body = await wire.read(request, EmbeddingBody)
+    given = next((each for each in (body.input, body.content, body.prompt) if each is not None), None)
+    asks = [Ask(prompt=each, pooling=body.pooling or "mean", max_tokens=0) for each in prompts(given, "input")]
+    generations = await start_all(service, asks)
+    try:
+        answers = await wire.while_connected(request, asyncio.gather(*map(wire.gather, generations)))
+    finally:
+        close_all(generations)
+    tokens = openai.usage([answer.end for answer in answers])["prompt_tokens"]
+    return [answer.end.embedding for answer in answers], body, tokens
