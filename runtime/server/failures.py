@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from starlette.responses import Response
 
 from ..errors import BackendError, ContextFull, GrammarError, LayerliftError, TemplateError, UserError
+from ..request import Request
+from ..sampler import Sampling
 from .generation import TimeUp
 from .service import Busy, Unavailable
 
@@ -58,8 +62,23 @@ def _words(error: BaseException) -> str:
     return str(error) + (f" ({hint})" if hint else "")
 
 
+# Messages begin with the field in quotes, or with the name of a setting: "top_p is 7, must be between 0 and 1".
+_QUOTED = re.compile(r"'([A-Za-z_][\w.\[\]]*)'")
+_NAMED = re.compile(r"([a-z][a-z_]*)(?=: | is | must )")
+_SETTINGS = frozenset(f.name for f in fields(Sampling)) | {f.name for f in fields(Request)}
+
+
+def field_of(message: str) -> str | None:
+    """The request's field that a message is about, if it is about one."""
+    if quoted := _QUOTED.match(message):
+        return quoted[1]
+    named = _NAMED.match(message)
+    return named[1] if named and named[1] in _SETTINGS else None
+
+
 def openai_shape(body: Body) -> Body:
-    return {"error": {**body, "param": body.get("param")}}
+    param = field_of(body["message"]) if body["type"] == "invalid_request_error" else None
+    return {"error": {**body, "param": param}}
 
 
 # The shape of errors by the beginning of a path; OpenAI's elsewhere. Dialects add theirs here.
