@@ -84,6 +84,8 @@ class EventStream(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await send({"type": "http.response.body", "body": self.ping, "more_body": True})
             await _while_connected(receive, self._send(scope["path"], send))
+        except ClientDisconnect:
+            pass  # nobody is there to be told
         finally:
             self.close()
             await self.chunks.aclose()
