@@ -1,0 +1,117 @@
+"""Real clients against the default model: what they get is what their users rely on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from serving import serving
+
+pytestmark = pytest.mark.slow
+
+CAPITAL = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 20}, "big": {"type": "boolean"}},
+    "required": ["city", "big"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def server(default_model):
+    with serving(default_model, alias="default", context=2048) as running:
+        yield running
+
+
+@pytest.fixture
+def openai(server):
+    package = pytest.importorskip("openai", reason="OpenAI's client is not installed")
+    with package.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_openai_chat_and_stream(openai):
+    asked = {"model": "default", "messages": CAPITAL, "max_tokens": 32, "temperature": 0}
+    whole = openai.chat.completions.create(**asked)
+    text = whole.choices[0].message.content
+    assert "Paris" in text
+    assert whole.choices[0].finish_reason == "stop"
+    parts = list(openai.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert "".join(part.choices[0].delta.content or "" for part in parts if part.choices) == text
+    assert parts[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_openai_json_schema(openai):
+    wanted = {"type": "json_schema", "json_schema": {"name": "city", "schema": SCHEMA}}
+    answer = openai.chat.completions.create(
+        model="default", messages=CAPITAL, max_tokens=64, temperature=0, response_format=wanted
+    )
+    assert set(json.loads(answer.choices[0].message.content)) == {"city", "big"}
+
+
+def test_openai_tool_that_must_be_called(openai):
+    tool = {"type": "function", "function": {"name": "look_up", "description": "Looks up", "parameters": SCHEMA}}
+    choice = {"type": "function", "function": {"name": "look_up"}}
+    answer = openai.chat.completions.create(
+        model="default", messages=CAPITAL, max_tokens=100, temperature=0, tools=[tool], tool_choice=choice
+    )
+    (call,) = answer.choices[0].message.tool_calls
+    assert call.function.name == "look_up"
+    assert set(json.loads(call.function.arguments)) == {"city", "big"}
+    assert answer.choices[0].finish_reason == "tool_calls"
+
+
+def test_openai_logprobs(openai):
+    answer = openai.chat.completions.create(
+        model="default", messages=CAPITAL, max_tokens=4, temperature=0, logprobs=True, top_logprobs=3
+    )
+    for token in answer.choices[0].logprobs.content:
+        assert len(token.top_logprobs) == 3
+        assert token.logprob == token.top_logprobs[0].logprob
+        assert bytes(token.bytes).decode() == token.token
+
+
+def test_openai_echo_scores_the_likelier_text_higher(openai):
+    def score(text: str) -> float:
+        answer = openai.completions.create(model="default", prompt=text, max_tokens=0, echo=True, logprobs=1)
+        assert answer.choices[0].text == text
+        return sum(answer.choices[0].logprobs.token_logprobs[1:])
+
+    assert score("The capital of France is Paris") > score("The capital of France is Banana")
+
+
+def test_openai_errors_are_the_clients_own(openai):
+    import openai as package
+
+    with pytest.raises(package.BadRequestError, match="top_p") as caught:
+        openai.chat.completions.create(model="default", messages=CAPITAL, top_p=7)
+    assert caught.value.param == "top_p"
+
+
+def test_openai_embeddings(openai):
+    import numpy as np
+
+    texts = ["A cat sat on the mat.", "A kitten rested on the rug.", "Interest rates rose in March."]
+    vectors = np.array([each.embedding for each in openai.embeddings.create(model="default", input=texts).data])
+    near, far = vectors[0] @ vectors[1], vectors[0] @ vectors[2]
+    assert near > far
+
+
+def test_ollama_client(server):
+    package = pytest.importorskip("ollama", reason="Ollama's client is not installed")
+    client = package.Client(host=server.url)
+    answer = client.chat(model="default", messages=CAPITAL, options={"temperature": 0, "num_predict": 32})
+    assert "Paris" in answer["message"]["content"]
+    parts = client.chat(model="default", messages=CAPITAL, stream=True, options={"temperature": 0, "num_predict": 32})
+    assert "".join(part["message"]["content"] for part in parts) == answer["message"]["content"]
+
+
+def test_anthropic_client(server):
+    package = pytest.importorskip("anthropic", reason="Anthropic's client is not installed")
+    client = package.Anthropic(base_url=server.url, api_key="none", max_retries=0)
+    asked = {"model": "default", "messages": CAPITAL, "max_tokens": 32}
+    answer = client.messages.create(**asked)
+    assert "Paris" in answer.content[0].text
+    with client.messages.stream(**asked) as stream:
+        assert "".join(stream.text_stream) == answer.content[0].text

@@ -1,0 +1,139 @@
+"""Facts about `layerlift --server` as a process: it answers at once, says where it listens, and ends in good order."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM ends a process at once on Windows")
+
+
+class Process:
+    """A server process; its stderr is gathered as it comes."""
+
+    def __init__(self, *flags: str):
+        command = [sys.executable, "-m", "layerlift", "--server", "--nobrowser", "--gpu", "disable", "-t", "1", *flags]
+        self.child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.said = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.child.stderr is not None
+        for line in self.child.stderr:
+            self.said += line
+
+    def url(self, seconds: float = 60) -> str:
+        """Where it listens, once it has said so."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.child.poll() is None:
+            found = re.search(r"listening at (http://\S+)", self.said)
+            if found:
+                return found[1].rstrip("/")
+            time.sleep(0.02)
+        raise AssertionError(f"it never listened: {self.said}")
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.child.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        code = self.child.wait(30)
+        self._reader.join(10)
+        return code
+
+
+@contextlib.contextmanager
+def started(*flags: str):
+    process = Process(*flags)
+    try:
+        yield process
+    finally:
+        if process.child.poll() is None:
+            process.child.kill()
+            process.child.wait()
+        for pipe in (process.child.stdout, process.child.stderr):
+            process._reader.join(10)
+            assert pipe is not None
+            pipe.close()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_lets_the_answer_under_way_end_and_the_exit_is_0(tiny, number):
+    with started("-m", str(tiny()), "--port", "0", "-c", "512") as process:
+        url = process.url()
+        lines = []
+        asked = {"prompt": [5, 9], "max_tokens": 40, "ignore_eos": True, "stream": True, "logprobs": 0}
+        with httpx.stream("POST", f"{url}/v1/completions", json=asked, timeout=60, trust_env=False) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("data: ") and not lines:
+                    process.child.send_signal(number)
+                lines += [line] if line.startswith("data: ") else []
+        assert lines[-1] == "data: [DONE]"
+        assert process.wait() == 0
+        assert "Traceback" not in process.said
+        assert process.child.stdout is not None
+        assert process.child.stdout.read() == ""
+
+
+@pytest.mark.slow
+def test_the_next_free_port_is_taken_and_named(tiny):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(socket.create_server(("127.0.0.1", 8080)))
+        except OSError:
+            pass  # somebody else has it, which is as good
+        process = stack.enter_context(started("-m", str(tiny())))
+        url = process.url()
+        assert "8080 is taken" in process.said
+        assert not url.endswith(":8080")
+        assert httpx.get(f"{url}/health", trust_env=False).json() == {"status": "ok"}
+        assert process.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["--host", "0.0.0.0"], 2, "--api-key"),
+        pytest.param(["--api-key-file", "/nothing/here"], 2, "cannot read", marks=pytest.mark.slow),
+        pytest.param(["--host", "256.1.1.1", "--insecure-bind"], 2, "cannot listen", marks=pytest.mark.slow),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_an_exit_code(tiny, flags, code, words):
+    with started("-m", str(tiny()), "--port", "0", *flags) as process:
+        assert process.wait() == code
+        assert words in process.said
+        assert "Traceback" not in process.said
+
+
+@pytest.mark.slow
+def test_a_port_that_was_asked_for_is_not_replaced(tiny):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with started("-m", str(tiny()), "--port", str(port)) as process:
+            assert process.wait() == 2
+            assert str(port) in process.said
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(100))
+    with started("-m", str(broken), "--port", "0") as process:
+        assert process.wait() in (1, 2)
+        assert "error:" in process.said
+        assert "Traceback" not in process.said
