@@ -11,30 +11,24 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+from . import foreign_flags
 from .errors import UserError
-from .flags import COMMANDS, Flag, flags_of
+from .flags import COMMANDS, MODES, Flag, flags_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Flags that come from elsewhere, and what to say about them.
-FOREIGN = {
-    "--slot-save-path": "slots share one cache of prefixes; nothing has to be saved",
-    "-i": "leave --cli away to talk with the model",
-    "--interactive": "leave --cli away to talk with the model",
-    "-cnv": "leave --cli away to talk with the model",
-}
-
-
 # Commands with words of their own, and those for which what follows `--` is somebody else's command line.
 TAKE_WORDS = ("pull", "convert", "pack", "unpack", "verify", "repack")
 PASS_ON = ("pack", "repack")
+# Modes in which flags of other programs that change nothing are taken: those that load a model.
+LOADING = tuple(mode for mode in MODES if mode not in COMMANDS or mode in ("bench", "perplexity"))
 
 
 class Options(SimpleNamespace):
     """The parsed command line: an attribute for each dest, `mode`, `words`, and `given` (dests as typed).
 
-    `rest` is what followed `--`.
+    `notes` are lines for the user on flags that change nothing; `rest` is what followed `--`.
     """
 
 
@@ -50,7 +44,7 @@ def parse(argv: Sequence[str]) -> Options:
 
 def _read(mode: str, argv: Sequence[str]) -> Options:
     known = _names(mode)
-    options = Options(mode=mode, words=[], rest=[], given=[])
+    options = Options(mode=mode, words=[], rest=[], given=[], notes=[])
     for flag in flags_of(mode):
         if flag.dest != "mode" and not (flag.kind is None and flag.default is None):
             setattr(options, flag.dest, flag.default_for(mode))
@@ -67,7 +61,11 @@ def _read(mode: str, argv: Sequence[str]) -> Options:
         name, equals, attached = _split(word)
         flag = known.get(name)
         if flag is None:
-            raise _unknown(name, mode, known)
+            note = foreign_flags.take(name, attached if equals else None, rest) if mode in LOADING else None
+            if note is None:
+                raise _unknown(name, mode, known)
+            options.notes.append(note)
+            continue
         _store(options, flag, name, attached if equals else None, rest)
     return _check(options)
 
@@ -103,8 +101,8 @@ def _store(options: Options, flag: Flag, name: str, attached: str | None, rest: 
 
 def _unknown(name: str, mode: str, known: Mapping[str, Flag]) -> UserError:
     message = f"unknown flag {name}" + (f" for '{mode}'" if mode in COMMANDS else "")
-    if name in FOREIGN:
-        return UserError(message, hint=FOREIGN[name])
+    if hint := foreign_flags.INSTEAD.get(name):
+        return UserError(message, hint=hint)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.7)
     return UserError(message, hint=f"did you mean {' or '.join(close)}?" if close else _help_hint(mode))
 
@@ -119,9 +117,14 @@ def _check(options: Options) -> Options:
         word = options.words[0]
         close = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.6)
         hint = f"did you mean 'layerlift {close[0]}'?" if close else _help_hint(options.mode)
+        hint = foreign_flags.COMMANDS.get(word, hint)
         if word.endswith((".gguf", ".llamafile", ".llm", ".zip")):
             hint = f"layerlift -m {word}"
         raise UserError(f"unexpected argument {word!r}", hint=hint)
+    if file := getattr(options, "hf_file", None):
+        if not (options.model or "").startswith("hf:"):
+            raise UserError("-hff names a file in the repository of -hf, which is not given")
+        options.model = ":".join([*options.model.split(":")[:2], file])
     key, value = getattr(options, "kv_dtype_k", None), getattr(options, "kv_dtype_v", None)
     if key and value and key != value:
         raise UserError(f"-ctk {key} and -ctv {value} differ; cached keys and values have one type")

@@ -14,7 +14,7 @@ from .errors import ContextFull, LayerliftError
 from .interrupt import INTERRUPTED, interruptible
 from .line_editor import Reader, open_reader
 from .markdown import Markdown
-from .startup import open_engine, read_text, sampling_of, template_of, typed_text, with_grammar
+from .startup import open_engine, read_text, sampling_of, settle_grammar, template_of, typed_text, with_grammar
 from .terminal import BOLD, FAINT, MAGENTA, YELLOW, Terminal, share
 from .timings import add
 
@@ -38,6 +38,7 @@ REPLY_ROLE = {"user": "assistant", "assistant": "user", "system": "user"}  # aft
 def chat(options: Options, terminal: Terminal) -> int:
     """Runs the mode; the exit code."""
     sampling = sampling_of(options)
+    settle_grammar(options)
     book = None if options.file is None else chat_commands.plain_text(Path(options.file), read_text(options.file))
     started = time.perf_counter()
     with open_engine(options, terminal) as engine:
@@ -250,9 +251,11 @@ class Chat:
         raise AssertionError("a stream ends with Done or an error")
 
     def _out_of_context(self, used: int) -> None:
+        # The last message is the one that does not fit, and the opening is never forgotten.
+        can_forget = len(self.conversation.messages) > self.conversation.n_opening + 1
+        less = "/forget and /clear free some of it" if can_forget else "or say it in fewer words"
         self.terminal.error(
-            f"ran out of context window at {used} tokens",
-            hint="-c MAX at startup makes it larger; /forget and /clear free some of it",
+            f"ran out of context window at {used} tokens", hint=f"-c MAX at startup makes it larger; {less}"
         )
 
     # -- for commands --

@@ -83,12 +83,15 @@ def _run(options: Options, terminal: Terminal) -> int:
 
 
 def _terminal(options: Options) -> Terminal:
-    """The terminal as the flags want it."""
-    return Terminal(
+    """The terminal as the flags want it, after a line on each flag that changes nothing."""
+    terminal = Terminal(
         color=getattr(options, "color", False),
         quiet=getattr(options, "log_disable", False),
         verbose=getattr(options, "verbose", False),
     )
+    for note in options.notes:
+        terminal.say(f"note: {note}")
+    return terminal
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .errors import ContextFull, UserError
 from .interrupt import INTERRUPTED, interruptible
-from .startup import open_engine, read_text, sampling_of, typed_text, with_grammar
+from .startup import open_engine, read_text, sampling_of, settle_grammar, typed_text, with_grammar
 from .terminal import Terminal, share
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ def complete(options: Options, terminal: Terminal) -> int:
     """Runs the mode; the exit code."""
     prompt = prompt_of(options)
     sampling = sampling_of(options)
+    settle_grammar(options)
+    check_cache(options)
     with open_engine(options, terminal) as engine:
         from .request import Request
 
@@ -56,11 +58,24 @@ def prompt_of(options: Options) -> str:
     raise UserError("no prompt", hint="layerlift --cli -p PROMPT, or -f FILE, or pipe one in")
 
 
-def open_cache(engine: Engine, options: Options, terminal: Terminal) -> Session | None:
-    """The session of --prompt-cache, with what its file holds."""
+def check_cache(options: Options) -> None:
+    """Refuses what --prompt-cache could not do when the answer is there. Raises UserError."""
     if not options.prompt_cache:
         if options.prompt_cache_all or options.prompt_cache_ro:
             raise UserError("--prompt-cache-all and --prompt-cache-ro need --prompt-cache FILE")
+        return
+    file = os.path.abspath(options.prompt_cache)
+    folder = os.path.dirname(file)
+    if os.path.isdir(file):
+        raise UserError(f"--prompt-cache {options.prompt_cache!r} is a folder", hint="name a file")
+    if not options.prompt_cache_ro and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
+        what = "cannot be written to" if os.path.isdir(folder) else "does not exist"
+        raise UserError(f"--prompt-cache {options.prompt_cache!r}: the folder {folder!r} {what}")
+
+
+def open_cache(engine: Engine, options: Options, terminal: Terminal) -> Session | None:
+    """The session of --prompt-cache, with what its file holds."""
+    if not options.prompt_cache:
         return None
     session = engine.session()
     if os.path.exists(options.prompt_cache):

@@ -118,6 +118,10 @@ def _logit_bias(text: str) -> tuple[int, float]:
     return int(match[1]), float(match[2] + match[3])
 
 
+def _repository(text: str) -> str:
+    return "hf:" + text.removeprefix("hf:")
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word for word in re.split(r"[;,\s]+", text.strip()) if word)
 
@@ -197,8 +201,9 @@ def _table() -> tuple[Flag, ...]:
 
     # fmt: off
     title, modes = "mode", ANSWERS
-    flag("--chat", "mode", "talk with the model in the terminal (the default)", value="chat")
-    flag("--cli", "mode", "complete a prompt; the text goes to stdout and nothing else does", value="cli")
+    flag("--chat -cnv --conversation", "mode", "talk with the model in the terminal (the default)", value="chat")
+    flag("--cli -no-cnv --no-conversation", "mode",
+         "complete a prompt; the text goes to stdout and nothing else does", value="cli")
     flag("--server", "mode", "serve OpenAI's API and a web page", value="server")
     flag("-h --help", "help", "show the flags and leave", modes=MODES, default=False)
     flag("--version", "version", "show the version and leave", modes=MODES, default=False)
@@ -206,6 +211,10 @@ def _table() -> tuple[Flag, ...]:
     title, modes = "model", LOADS
     flag("-m --model", "model", "GGUF file or model name (default: a small model, fetched once)",
          FILE, modes=(*LOADS, "tokenize"))
+    flag("-mu --model-url", "model", "address of a GGUF, fetched once", Kind("URL", str), modes=(*LOADS, "tokenize"))
+    flag("-hf -hfr --hf-repo", "model", "repository of Hugging Face, as -m hf:org/repo",
+         Kind("ORG/REPO", _repository), modes=(*LOADS, "tokenize"))
+    flag("-hff --hf-file", "hf_file", "file in that repository", FILE, modes=(*LOADS, "tokenize"))
     flag("-c --ctx-size --ctx", "context", "tokens of context, such as 8k; 0: what the model was trained for",
          integer(low=0, thousands=True), {"chat": 8192, "cli": 8192, "server": 8192, "perplexity": 512})
     flag("-ngl --n-gpu-layers --gpu-layers", "ngl", "how many of the first layers go to the GPU",
@@ -227,7 +236,7 @@ def _table() -> tuple[Flag, ...]:
          Kind("NAME|FILE", str), modes=("chat", "server", "convert"))
 
     title, modes = "prompt", TALK
-    flag("-p --prompt --system-prompt", "prompt", "--cli: the prompt; chat: the system prompt", TEXT)
+    flag("-p --prompt -sys --system-prompt", "prompt", "--cli: the prompt; chat: the system prompt", TEXT)
     flag("-f --file", "file", "--cli: a file with the prompt; chat: a file to talk about", FILE)
     flag("-e --escape", "escape", "read \\n, \\t and the like in -p and -r (the default)", default=True)
     flag("--no-escape", "escape", "leave them as they are", value=False)
@@ -261,7 +270,7 @@ def _table() -> tuple[Flag, ...]:
     flag("--mirostat-lr", "mirostat_eta", "Mirostat's learning rate", number(), 0.1)
     flag("--min-keep", "min_keep", "tokens that every sampler leaves at least", integer(low=1), 1)
     flag("--samplers", "samplers", "samplers in their order, such as 'top_k;top_p;temperature'", NAMES)
-    flag("--logit-bias", "logit_bias", "add to a token's logit, such as 15043+1 (may be given several times)",
+    flag("-l --logit-bias", "logit_bias", "add to a token's logit, such as 15043+1 (may be given several times)",
          Kind("ID±BIAS", _logit_bias), (), repeat=True)
     flag("-s --seed", "seed", "seed of the random choice (default: random); -1: random", integer(low=-1))
     flag("--grammar", "grammar", "the answer follows this GBNF grammar", Kind("GBNF", str), modes=TALK)

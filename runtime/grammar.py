@@ -119,6 +119,37 @@ class Grammar:
 
 def compile_gbnf(source: str, tokenizer: Tokenizer) -> Grammar:
     """A grammar from GBNF (with a rule `root`) or from llguidance's Lark (with a rule `start`). Raises GrammarError."""
+    return _compile("grammar", source, _from_gbnf(source), tokenizer)
+
+
+def compile_json_schema(schema: Mapping[str, Any] | bool | str, tokenizer: Tokenizer) -> Grammar:
+    """A grammar of the JSON texts that fit a schema, given as JSON text or as parsed. Raises GrammarError."""
+    source, convert = _from_json_schema(schema)
+    return _compile("JSON schema", source, convert, tokenizer)
+
+
+def check_gbnf(source: str) -> None:
+    """Raises the GrammarError that compiling would, as far as it can be told without a tokenizer."""
+    _validate("grammar", _from_gbnf(source))
+
+
+def check_json_schema(schema: str) -> None:
+    """Raises the GrammarError that compiling would, as far as it can be told without a tokenizer."""
+    _validate("JSON schema", _from_json_schema(schema)[1])
+
+
+def _validate(noun: str, convert: Callable[[], str]) -> None:
+    def validate() -> str:
+        from llguidance import LLMatcher
+
+        return LLMatcher.validate_grammar(convert())
+
+    if said := _on_big_stack(validate, noun):
+        raise GrammarError(f"{noun}: {_line(said)}")
+
+
+def _from_gbnf(source: str) -> Callable[[], str]:
+    """What turns the source into llguidance's language. Raises GrammarError for what is too large."""
     _check_size(source, "grammar")
     depth = _gbnf_depth(source)
     rules = len(re.findall(r"::=|^[ \t]*[!?]?\w[\w.-]*[ \t]*:(?!:)", source, re.MULTILINE))
@@ -126,11 +157,11 @@ def compile_gbnf(source: str, tokenizer: Tokenizer) -> Grammar:
         raise GrammarError(f"grammar: brackets are {depth} deep; at most {MAX_DEPTH} are taken")
     if rules > MAX_RULES:
         raise GrammarError(f"grammar: {rules} rules; at most {MAX_RULES} are taken")
-    return _compile("grammar", source, lambda: _lark(source), tokenizer)
+    return lambda: _lark(source)
 
 
-def compile_json_schema(schema: Mapping[str, Any] | bool | str, tokenizer: Tokenizer) -> Grammar:
-    """A grammar of the JSON texts that fit a schema, given as JSON text or as parsed. Raises GrammarError."""
+def _from_json_schema(schema: Mapping[str, Any] | bool | str) -> tuple[str, Callable[[], str]]:
+    """The schema's text, and what turns it into llguidance's language. Raises GrammarError."""
     try:
         source = schema if isinstance(schema, str) else json.dumps(schema)
         _check_size(source, "JSON schema")
@@ -155,7 +186,7 @@ def compile_json_schema(schema: Mapping[str, Any] | bool | str, tokenizer: Token
         schema = {} if parsed is True else parsed
         return LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": JSON_SPACE})
 
-    return _compile("JSON schema", source, convert, tokenizer)
+    return source, convert
 
 
 def _compile(noun: str, source: str, convert: Callable[[], str], tokenizer: Tokenizer) -> Grammar:

@@ -95,9 +95,11 @@ def resolve(
 
     Raises UserError for what does not exist and DownloadError for what cannot be fetched.
     """
-    if spec is None or spec == "":
+    if spec is None:
         return _default(offline, progress)
     text = os.fspath(spec)
+    if not text:
+        raise UserError("the name of the model is empty", hint="leave -m away for the default model")
     if text.startswith("hf:"):
         return _from_hub(text[3:], offline)
     if text.startswith("ollama:"):

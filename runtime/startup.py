@@ -101,16 +101,26 @@ def sampling_of(options: Options) -> Sampling:
     return Sampling(**given, seed=seed)
 
 
+def settle_grammar(options: Options) -> None:
+    """Reads --grammar-file and checks grammar or schema, before a model is loaded. Raises GrammarError, UserError."""
+    if options.grammar_file is not None:
+        options.grammar, options.grammar_file = read_text(options.grammar_file), None
+    if options.grammar is options.json_schema is None:
+        return
+    from .grammar import check_gbnf, check_json_schema
+
+    check_gbnf(options.grammar) if options.grammar is not None else check_json_schema(options.json_schema)
+
+
 def with_grammar(sampling: Sampling, options: Options, tokenizer: Tokenizer) -> Sampling:
-    """The settings with the grammar or schema that was asked for. Raises GrammarError, UserError."""
-    if options.grammar is options.grammar_file is options.json_schema is None:
+    """The settings with the grammar or schema of settled options. Raises GrammarError."""
+    if options.grammar is options.json_schema is None:
         return sampling
     from .grammar import compile_gbnf, compile_json_schema
 
     if options.json_schema is not None:
         return replace(sampling, grammar=compile_json_schema(options.json_schema, tokenizer))
-    source = options.grammar if options.grammar is not None else read_text(options.grammar_file)
-    return replace(sampling, grammar=compile_gbnf(source, tokenizer))
+    return replace(sampling, grammar=compile_gbnf(options.grammar, tokenizer))
 
 
 def read_text(path: str) -> str:
