@@ -86,3 +86,15 @@ def test_a_server_without_probabilities_still_writes(writing, web):
     writing.keyboard.press("Control+Enter")
     writing.get_by_role("option").click()
     assert "The server sent no probabilities" in writing.get_by_label("Probabilities").inner_text()
+
+
+def test_a_character_spread_over_tokens_is_put_together(writing, web):
+    def half(*values):
+        content = [{"token": "\ufffd", "bytes": list(values), "logprob": -0.1, "top_logprobs": []}]
+        return {"choices": [{"text": "", "logprobs": {"content": content}}]}
+
+    web.scripts.append(Script([" caf"], chunks=[half(0xC3), half(0xA9)]))
+    writing.keyboard.press("Control+Enter")
+    writing.get_by_role("option").nth(2).wait_for()
+    writing.get_by_role("button", name="Take into the text above").click()
+    assert writing.get_by_label("Text to go on from").input_value() == "Four score and café"

@@ -67,7 +67,8 @@ export class Answer {
     this.stats.promptSeconds = ms / 1000;
     this.stats.read = read;
     if (tokens) this.stats.tokens = tokens;
-    if (rate && Number.isFinite(rate)) this.stats.perSecond = rate;
+    // The first token comes out of the prompt; a speed begins with the second.
+    if (tokens > 1 && Number.isFinite(rate)) this.stats.perSecond = rate;
   }
 
   // A server that sends no timings still gets a speed: pieces over the time since the first.

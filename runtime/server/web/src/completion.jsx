@@ -116,7 +116,7 @@ export function Completion() {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) start(event);
     if (event.key === "Escape" && busy) stopWriting();
   };
-  const speed = figures?.predicted_per_second;
+  const speed = figures?.predicted_n > 1 && figures.predicted_per_second;
   return (
     <main class="completion" onKeyDown={keys}>
       <div class="column wide-column">

@@ -15,7 +15,7 @@ function figures({ tokens, perSecond, prompt, read, promptSeconds }) {
   const parts = [];
   if (tokens) parts.push(`${whole.format(tokens)} ${tokens === 1 ? "token" : "tokens"}`);
   if (perSecond) parts.push(`${one.format(perSecond)} tokens/s`);
-  if (prompt && promptSeconds)
+  if (prompt && promptSeconds >= 0.05)
     parts.push(`prompt of ${whole.format(prompt)}${read < prompt ? `, ${whole.format(read)} new,` : ""} in ${one.format(promptSeconds)} s`);
   return parts.join(" · ");
 }
@@ -169,13 +169,13 @@ export class Message extends Component {
             <Note message={message} />
             <footer class="message-foot">
               {branch.count > 1 && <Branches branch={branch} idle={idle} />}
+              {!user && message.stats && <span class="figures">{figures(message.stats)}</span>}
               <span class="actions">
                 <Copy text={text} />
                 <IconButton icon="edit" label="Edit the message" disabled={!idle}
                   onClick={() => this.setState({ editing: true })} />
                 {!user && <IconButton icon="again" label="Answer again" disabled={!idle} onClick={() => regenerate(message.id)} />}
               </span>
-              {!user && message.stats && <span class="figures">{figures(message.stats)}</span>}
             </footer>
           </>
         )}

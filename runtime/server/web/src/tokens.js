@@ -2,17 +2,14 @@
 // OpenAI's legacy lists, and the list of objects of its chat route, which llama-server sends on both.
 
 const likely = (logprob) => (typeof logprob === "number" ? Math.exp(logprob) : null);
+const token = ({ token, logprob, bytes }) => ({ text: token, chance: likely(logprob), bytes });
 const ranked = (others) => others.filter(({ chance }) => chance !== null).sort((a, b) => b.chance - a.chance);
 
-/** [{text, chance, others: [{text, chance}]}] of one chunk; `chance` is null where the server sent none. */
+/** [{text, chance, bytes, others}] of one chunk; `chance` is null and `bytes` missing where the server sent none. */
 export function tokensOf(choice) {
   const { text = "", logprobs } = choice ?? {};
   if (Array.isArray(logprobs?.content) && logprobs.content.length)
-    return logprobs.content.map(({ token, logprob, top_logprobs: top = [] }) => ({
-      text: token,
-      chance: likely(logprob),
-      others: ranked(top.map((other) => ({ text: other.token, chance: likely(other.logprob) }))),
-    }));
+    return logprobs.content.map((one) => ({ ...token(one), others: ranked((one.top_logprobs ?? []).map(token)) }));
   if (Array.isArray(logprobs?.tokens) && logprobs.tokens.length)
     return logprobs.tokens.map((token, at) => ({
       text: token,
@@ -20,6 +17,13 @@ export function tokensOf(choice) {
       others: ranked(Object.entries(logprobs.top_logprobs?.[at] ?? {}).map(([text, value]) => ({ text, chance: likely(value) }))),
     }));
   return text ? [{ text, chance: null, others: [] }] : [];
+}
+
+/** The text of tokens in a row. A character may be spread over several tokens, so that their bytes are joined first. */
+export function textOf(tokens) {
+  const encoder = new TextEncoder();
+  const bytes = tokens.flatMap(({ text, bytes }) => (Array.isArray(bytes) ? bytes : [...encoder.encode(text)]));
+  return new TextDecoder().decode(new Uint8Array(bytes));
 }
 
 export const percent = (chance) =>

@@ -3,7 +3,7 @@
 import { stream } from "./api.js";
 import { requestFields } from "./settings.js";
 import { get, refreshServer, set } from "./state.js";
-import { tokensOf } from "./tokens.js";
+import { textOf, tokensOf } from "./tokens.js";
 
 const PROMPT = "layerlift.prompt";
 
@@ -46,7 +46,7 @@ export async function write({ tokens = [], alternatives = 5 } = {}) {
   try {
     const body = {
       model: server.model || "default",
-      prompt: writer.begun + tokens.map(({ text }) => text).join(""),
+      prompt: writer.begun + textOf(tokens),
       max_tokens: 128,
       logprobs: alternatives,
       timings_per_token: true,
@@ -76,7 +76,7 @@ export function branch(at, other) {
 
 /** Makes the text behind the prompt part of it. */
 export function adopt() {
-  setPrompt(writer.begun + writer.tokens.map(({ text }) => text).join(""));
+  setPrompt(writer.begun + textOf(writer.tokens));
   Object.assign(writer, { begun: "", tokens: [], figures: null });
   tell();
 }
