@@ -11,9 +11,13 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from .base import BackendError, BackendUnavailable, DeviceInfo, DeviceOutOfMemory, Probe
+from .blas import BlasProbe, VendorBlas
+from .blas_choice import explain
+from .cublas import CuBlas, find_cublas
 from .cuda_api import OUT_OF_MEMORY, Api, api, first_line, free_bytes, meaning, missing
 from .cuda_graph import CudaGraphs
 from .cuda_memory import SMALL, CudaBuffer, Staging
+from .gpu_blas import record
 from .gpu_programs import Kernel, Tuning
 from .kernel_settings import KernelSettings
 from .program_cache import ProgramCache, default_folder
@@ -52,9 +56,9 @@ class CudaBackend(CudaGraphs):
         except RuntimeError as error:
             raise BackendUnavailable(f"{device}: cannot be opened: {meaning(error)}") from None
         self.cache = ProgramCache(cache_folder or default_folder())
-        self._arch = _arch(self._api.nvrtc, properties["major"], properties["minor"])
-        version = ".".join(map(str, self._api.nvrtc.getVersion()))
-        self.identity = (device.name, self._arch, version, str(runtime.driverGetVersion()), *OPTIONS)
+        self.capability = int(properties["major"]), int(properties["minor"])
+        self._arch = _arch(self._api.nvrtc, *self.capability)
+        self.identity = _identity(self._api, device, self._arch)
         super().__init__(device, tuning or _tuning(properties), kernels)
 
     @classmethod
@@ -72,11 +76,24 @@ class CudaBackend(CudaGraphs):
     def open(cls, device: DeviceInfo, **options: Any) -> CudaBackend:
         return cls(device, **{name: options.get(name) for name in ("tuning", "cache_folder", "kernels")})
 
+    @classmethod
+    def choices(cls, device: DeviceInfo) -> tuple[str, ...]:
+        try:
+            modules, found = api(), find_cublas()
+            properties = modules.runtime.getDeviceProperties(device.index)
+            arch = _arch(modules.nvrtc, properties["major"], properties["minor"])
+            known = record(ProgramCache(default_folder()), _identity(modules, device, arch), found)
+        except Exception as error:
+            return (f"cannot be asked: {first_line(error)}",)
+        return (explain(found, known.times),)
+
     def close(self) -> None:
         super().close()
         if self._stream:
             try:
                 self._sync()
+                if isinstance(self._blas, CuBlas):
+                    self._blas.close()
                 self._staging.close()
                 self._api.runtime.streamDestroy(self._stream)
             except (BackendError, RuntimeError):
@@ -184,6 +201,14 @@ class CudaBackend(CudaGraphs):
         finally:
             nvrtc.destroyProgram(program)
 
+    # -- cuBLAS --
+
+    def find_blas(self) -> BlasProbe:
+        return find_cublas()
+
+    def open_blas(self, found: BlasProbe) -> VendorBlas:
+        return CuBlas(found, self.device, self._guarded, self._stream, brain=self.capability >= (8, 0))
+
 
 class Call:
     """A kernel's function and room for its arguments, which a launch copies: one set serves every launch."""
@@ -199,6 +224,12 @@ class Call:
     def fill(self, arguments: tuple[Any, ...]) -> None:
         for value, argument in zip(self._values, arguments, strict=True):
             value.value = argument.ptr if isinstance(argument, CudaBuffer) else argument
+
+
+def _identity(modules: Api, device: DeviceInfo, arch: str) -> tuple[str, ...]:
+    """What compiled programs and measured times depend on beside the text."""
+    version = ".".join(map(str, modules.nvrtc.getVersion()))
+    return (device.name, arch, version, str(modules.runtime.driverGetVersion()), *OPTIONS)
 
 
 def _info(runtime: Any, index: int) -> DeviceInfo:

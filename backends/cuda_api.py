@@ -48,6 +48,20 @@ def api() -> Api:
     return Api(runtime, driver, nvrtc)
 
 
+def cublas() -> Any:
+    """CuPy's module for cuBLAS. Raises ImportError where the library is missing."""
+    from cupy.cuda import cublas
+
+    return cublas
+
+
+def external_stream(stream: int) -> Any:
+    """A context in which what CuPy queues itself goes to this stream."""
+    from cupy.cuda import ExternalStream
+
+    return ExternalStream(stream)
+
+
 def missing() -> str:
     """Why CuPy cannot be used; "" when it can."""
     if find_spec("cupy") is None:

@@ -36,6 +36,7 @@ class FakeCuda:
     cl_device: Any
     capacity: int = 1 << 30
     major: int = 9
+    minor: int = 0
     archs: tuple[int, ...] = (75, 80, 86, 89, 90, 100, 120)
     devices: int = 1
     calls: dict[str, int] = field(default_factory=dict)
@@ -88,7 +89,7 @@ class FakeCuda:
             "name": b"Fake GPU",
             "totalGlobalMem": self.capacity,
             "major": self.major,
-            "minor": 0,
+            "minor": self.minor,
             "multiProcessorCount": 2,
         }
 
@@ -311,4 +312,9 @@ def install(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> FakeCuda:
     fake = FakeCuda(cl.get_platforms()[0].get_devices()[device.index], **settings)
     monkeypatch.setattr("layerlift.backends.cuda.missing", lambda: "")
     monkeypatch.setattr("layerlift.backends.cuda.api", lambda: fake.api)
+
+    def no_cublas() -> None:
+        raise ImportError("libcublas.so.13 is not there")
+
+    monkeypatch.setattr("layerlift.backends.cublas.cublas", no_cublas)
     return fake
