@@ -166,6 +166,7 @@ def test_head_gives_logits_and_the_likeliest_row():
     np.testing.assert_array_equal(picked, logits.argmax(-1))
 
 
+@pytest.mark.slow
 def test_equal_logits_give_the_lower_row():
     program = Matvec("head", 128, 3, ("Q8_0",), 83)
     values, places = np.zeros((2, 300), np.float32), np.arange(600, dtype=np.int32).reshape(2, 300)
