@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BackendError, BackendUnavailable, DeviceOutOfMemory, LayerliftError, UnsupportedFormat
+from .selection import highest
 
 __all__ = [
     "Array",
@@ -363,6 +364,21 @@ class Backend(ABC):
     def pick(self, logits: Array) -> NDArray[np.int32]:
         """The most likely token of each row of logits [n, vocab]; ties go to the lower id."""
         return self.download(logits).argmax(axis=-1).astype(np.int32)
+
+    def topk(self, logits: Array, k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The k most likely tokens of each row of logits [n, vocab] and their logits, both [n, k], likeliest first.
+
+        Ties go to the lower id, and a NaN counts as the highest. Where fewer than k tokens are above -inf, others at
+        -inf fill up.
+        """
+        rows = self.download(logits)
+        k = min(k, rows.shape[1])
+        ids, values = np.zeros((len(rows), k), np.int32), np.full((len(rows), k), -np.inf, np.float32)
+        for i, row in enumerate(rows):
+            plain = row if row.max() == row.max() else np.where(np.isnan(row), np.float32(np.inf), row)
+            best = highest(plain, k)
+            ids[i, : len(best)], values[i, : len(best)] = best, row[best]
+        return ids, values
 
     def tune(self, weights: Sequence[Weight], tokens: int) -> str:
         """Measures what can be done in two ways on a model's matrices, records the winner; one line that says so.

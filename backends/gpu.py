@@ -18,6 +18,7 @@ from .gpu_kv import GpuKVStore
 from .gpu_memory import GpuArray
 from .gpu_repack import UNIT
 
+TOP_K_MOST, TOP_K_SEGMENT = 128, 256  # kernels/shared/top_k.h; values that one work group looks through
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_quick": 2, "relu2": 3}  # kernels/shared/team.h
 
 
@@ -172,6 +173,17 @@ class GpuBackend(GpuBlas, GpuCache):
         best = self.empty((len(logits),), np.int32)
         self.run_kernel(self._rows("argmax"), len(logits), 1, logits.handle, best.handle, logits.shape[1])
         return self.download(best)
+
+    def topk(self, logits: GpuArray, k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        n, width = logits.shape
+        if not 0 < k <= min(TOP_K_MOST, width):
+            return super().topk(logits, k)
+        segments, program = -(-width // TOP_K_SEGMENT), self.programs.get("top_k")
+        maxima, out = self.empty((n, segments)), self.empty((n, 2, k), np.int32)
+        self.run_kernel(program["segment_maxima"], segments, n, logits.handle, maxima.handle, width, TOP_K_SEGMENT)
+        self.run_kernel(program["top_k"], n, 1, logits.handle, maxima.handle, out.handle, width, TOP_K_SEGMENT, k)
+        host = self.download(out)
+        return host[:, 0], host[:, 1].view(np.float32)
 
 
 def _ragged(columns: int) -> bool:

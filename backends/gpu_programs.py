@@ -139,5 +139,6 @@ TEXTS: dict[str, Callable[..., Text]] = {
     "qkv": _qkv,
     "gated": _gated,
     "attend": _attend,
+    "top_k": lambda _: (("top_k",), {}),
     "dense": lambda _, fmt: (("decode", "team", "dense"), _decoders(False, DECODE=fmt)),
 }

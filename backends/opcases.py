@@ -142,6 +142,14 @@ def _elementwise() -> Iterator[OpCase]:
     logits = normal(5, 4099)
     logits[1, [7, 4000]] = 50.0  # a tie: the lower id wins
     yield OpCase("pick", "ties", lambda be: be.pick(be.upload(logits)), lambda: logits.argmax(-1).astype(float))
+    for k in (1, 40, 128, 200):
+        yield OpCase(
+            "topk", f"{k} ties", lambda be, k=k: be.topk(be.upload(logits), k)[0], lambda k=k: _best(logits, k)
+        )
+
+
+def _best(logits: NDArray[np.float32], k: int) -> NDArray[np.float64]:
+    return np.argsort(-logits, axis=-1, kind="stable")[:, :k].astype(float)
 
 
 def _norms() -> Iterator[OpCase]:

@@ -26,7 +26,7 @@ from .kv import KVCache, Sequence
 from .model import Model
 from .radix import common_prefix
 from .request import Request, Sink, Stream
-from .sampler import Sampled
+from .sampler import Sampled, Sampler
 from .session import Session
 from .task import Task
 
@@ -315,11 +315,14 @@ class Engine:
                     task.pool(states[first:end])
         tasks = [part for part in parts if part[3] > part[2] and not part[0].is_embedding]
         picked: NDArray[np.int32] | None = None
+        best: tuple[NDArray[np.int32], NDArray[np.float32]] | None = None  # ids and logits, likeliest first
         host = np.empty((0, 0), np.float32)
         if tasks:
             backend, logits = self.model.logits(origin, x)
             if all(task.greedy for task, *_ in tasks):
                 picked = backend.pick(logits)
+            elif all(task.top_k for task, *_ in tasks):
+                best = backend.topk(logits, max(task.top_k for task, *_ in tasks))
             else:
                 host = backend.download(logits)
         for task, before, first, end in parts:
@@ -332,17 +335,20 @@ class Engine:
                 continue
             if task.wants_all:
                 task.score_prompt(host[first:end], before)
-            if task.pending == 0:
-                self._next_token(task, Sampled(int(picked[end - 1])) if picked is not None else host[end - 1])
+            if task.pending == 0 and picked is not None:
+                self._next_token(task, lambda _, at=end - 1: Sampled(int(picked[at])))
+            elif task.pending == 0 and best is not None:
+                self._next_token(task, lambda sampler, at=end - 1: sampler.sample_among(best[0][at], best[1][at]))
+            elif task.pending == 0:
+                self._next_token(task, lambda sampler, at=end - 1: sampler.sample(host[at]))
 
-    def _next_token(self, task: Task, found: Sampled | NDArray[np.float32]) -> None:
+    def _next_token(self, task: Task, choose: Callable[[Sampler], Sampled]) -> None:
         if task.request.max_tokens == 0:
             task.end("length")
             self._leave(task)
             return
         try:
-            sampled = found if isinstance(found, Sampled) else task.sampler.sample(found)
-            if task.pick(sampled):
+            if task.pick(choose(task.sampler)):
                 self._leave(task)
         except LayerliftError as error:
             self._fail(task, error)

@@ -157,6 +157,25 @@ class Sampler:
         plain = self._matcher is None and not s.logit_bias and not s.penalizes
         return plain and s.temperature <= 0 and s.n_probs < 0
 
+    @property
+    def top_k(self) -> int:
+        """How many of the likeliest tokens are all that a draw needs, so that a device may select them; 0: all."""
+        s = self.sampling
+        whole = self._matcher is not None or s.logit_bias or s.penalizes or s.n_probs >= 0 or s.mirostat
+        first = next((name for name in s.samplers if name != "penalties"), "")
+        if whole or s.temperature <= 0 or s.top_k <= 0 or first != "top_k":
+            return 0
+        return max(s.top_k, s.min_keep)
+
+    def sample_among(self, ids: NDArray[np.int32], logits: NDArray[np.float32]) -> Sampled:
+        """The choice that `sample` makes, from the `top_k` likeliest tokens alone, as a backend's `topk` gives them."""
+        assert self.greedy or self.top_k, "this draw needs all logits"
+        if not math.isfinite(logits[0]):
+            raise _broken(logits, ids)
+        if self.greedy:
+            return Sampled(int(ids[0]))
+        return Sampled(self._chosen(*step.present(ids, logits)))
+
     def sample(self, logits: NDArray[np.float32]) -> Sampled:
         """Chooses from logits [vocab], which stay as they are; call `accept` with what is taken.
 
@@ -212,8 +231,10 @@ class Sampler:
     def _drawn(self, logits: NDArray[np.float32]) -> int:
         if not logits.max() > -np.inf:
             raise self._nothing_left()
-        found = (self._vocabulary, logits)
-        s = self.sampling
+        return self._chosen(self._vocabulary, logits)
+
+    def _chosen(self, ids: NDArray[np.int32], logits: NDArray[np.float32]) -> int:
+        found, s = (ids, logits), self.sampling
         order = s.samplers if not s.mirostat else ("penalties", "temperature")
         for name in order:
             found = self._step(name, *found)
@@ -291,9 +312,10 @@ class Sampler:
         return UserError("logit_bias leaves no token to choose")
 
 
-def _broken(logits: NDArray[np.float32]) -> BackendError:
+def _broken(logits: NDArray[np.float32], ids: NDArray[np.int32] | None = None) -> BackendError:
     at = int(np.flatnonzero(~(logits < np.inf))[0]) if not np.all(logits == -np.inf) else 0
+    token = at if ids is None else ids[at]
     return BackendError(
-        f"the model computed {logits[at]} as the logit of token {at}; the next token cannot be chosen",
+        f"the model computed {logits[at]} as the logit of token {token}; the next token cannot be chosen",
         hint="check the device with 'layerlift devices --check', and the model file's checksum",
     )

@@ -68,6 +68,13 @@ class Task:
         """Whether the most likely token is all that is needed of the logits."""
         return self.sampler.greedy and not (self.prompt_left and self.request.prompt_logprobs)
 
+    @property
+    def top_k(self) -> int:
+        """How many of the most likely tokens are all that is needed of the logits; 0: all of them."""
+        if self.prompt_left and self.request.prompt_logprobs:
+            return 0
+        return 1 if self.greedy else self.sampler.top_k
+
     # -- progress --
 
     def begin(self, sequence: Sequence) -> None:
