@@ -29,6 +29,8 @@ def run(options: Options, terminal: Terminal) -> int:
         "pull": pull,
         "list": list_models,
         "convert": convert,
+        "completions": completions,
+        "man": man,
         "pack": pack,
         "unpack": unpack,
         "verify": verify,
@@ -226,6 +228,25 @@ def convert(options: Options, terminal: Terminal) -> int:
         return 0
     converting.write(plan, target, progress=_progress("converting", terminal))
     terminal.say(f"{target}: {facts}")
+    return 0
+
+
+def completions(options: Options, terminal: Terminal) -> int:
+    """The script that completes command lines in a shell."""
+    from .completions import SHELLS, completion
+
+    shell = _one_word(options, " or ".join(SHELLS))
+    if shell not in SHELLS:
+        raise UserError(f"no completions for {shell!r}", hint=f"there are some for {', '.join(SHELLS)}")
+    terminal.write(completion(shell))
+    return 0
+
+
+def man(options: Options, terminal: Terminal) -> int:
+    """The man page."""
+    from .completions import man_page
+
+    terminal.write(man_page())
     return 0
 
 

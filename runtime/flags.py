@@ -20,6 +20,8 @@ COMMANDS = {
     "pull": "fetch a model",
     "list": "show the models found on this machine",
     "convert": "make a GGUF of a Hugging Face or Meta checkpoint folder",
+    "completions": "print what completes command lines in bash, zsh or fish",
+    "man": "print the man page",
     "pack": "make one file of a model and what runs it",
     "unpack": "take the model out of a packed file",
     "verify": "check a model or a packed file, bit by bit",

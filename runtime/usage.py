@@ -27,6 +27,8 @@ EXAMPLES = {
         "layerlift convert Llama-3.2-1B-Instruct -o model.gguf",
         "layerlift convert hf:org/repo --outtype q8_0",
     ),
+    "completions": ("layerlift completions bash > ~/.local/share/bash-completion/completions/layerlift",),
+    "man": ("layerlift man > ~/.local/share/man/man1/layerlift.1",),
     "pack": (
         "layerlift pack model.gguf -o model.llm && ./model.llm",
         "layerlift pack model.gguf -o model.llm --bundle-deps -- --cli --temp 0",

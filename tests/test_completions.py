@@ -1,0 +1,64 @@
+"""Facts about shell completions and the man page: every flag and command is in them, and the shells read them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+from layerlift.runtime.cli import main
+from layerlift.runtime.completions import SHELLS, completion, man_page
+from layerlift.runtime.flags import COMMANDS, FLAGS
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_every_flag_and_command_is_completed(shell):
+    text = completion(shell)
+    for name in (name for flag in FLAGS for name in flag.names):
+        assert (name.lstrip("-") if shell == "fish" else name) in text, name
+    assert all(command in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_shell_reads_its_script(shell, tmp_path):
+    if not shutil.which(shell):
+        pytest.skip(f"{shell} is not here")
+    script = tmp_path / "script"
+    script.write_text(completion(shell))
+    done = subprocess.run([shell, "-n", str(script)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (("layerlift", "ben"), {"bench"}),
+        (("layerlift", "--outt"), set()),
+        (("layerlift", "convert", "--outt"), {"--outtype"}),
+        (("layerlift", "convert", "--outtype", "q"), {"q8_0"}),
+        (("layerlift", "--cli", "--top-"), {"--top-k", "--top-p"}),
+    ],
+    ids=" ".join,
+)
+def test_bash_completes(typed, expected, tmp_path):
+    if not shutil.which("bash"):
+        pytest.skip("bash is not here")
+    script = tmp_path / "script"
+    words = " ".join(f"'{word}'" for word in typed)
+    run = f'\nCOMP_WORDS=({words}); COMP_CWORD={len(typed) - 1}; _layerlift; printf "%s\\n" "${{COMPREPLY[@]}}"\n'
+    script.write_text(completion("bash") + run)
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == expected
+
+
+def test_the_man_page_has_every_flag_and_command():
+    text = man_page().replace("\\-", "-")
+    assert all(name in text for flag in FLAGS for name in flag.names)
+    assert all(f"layerlift {command}" in text for command in COMMANDS)
+
+
+def test_an_unknown_shell_is_refused(capsys):
+    assert main(["completions", "csh"]) == 2
+    assert "there are some for bash, zsh, fish" in capsys.readouterr().err
+    assert main(["man"]) == 0
+    assert capsys.readouterr().out == man_page()
