@@ -15,8 +15,11 @@ function figures({ tokens, perSecond, prompt, read, promptSeconds }) {
   const parts = [];
   if (tokens) parts.push(`${whole.format(tokens)} ${tokens === 1 ? "token" : "tokens"}`);
   if (perSecond) parts.push(`${one.format(perSecond)} tokens/s`);
-  if (prompt && promptSeconds >= 0.05)
-    parts.push(`prompt of ${whole.format(prompt)}${read < prompt ? `, ${whole.format(read)} new,` : ""} in ${one.format(promptSeconds)} s`);
+  if (prompt) {
+    const seen = read < prompt ? `, ${whole.format(read)} new` : "";
+    const took = promptSeconds >= 0.05 ? `${seen && ","} in ${one.format(promptSeconds)} s` : "";
+    parts.push(`prompt of ${whole.format(prompt)}${seen}${took}`);
+  }
   return parts.join(" · ");
 }
 
