@@ -11,7 +11,7 @@ import weakref
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -105,6 +105,9 @@ class CudaGraphs(GpuBackend):
         return super().run(stage, x, step)
 
     def close(self) -> None:
+        if self._graphs:
+            with suppress(BackendError):  # a device that is gone has no graph that runs
+                self._sync()
         self._graphs.clear()
         self._graph_pool.close()
         super().close()
@@ -121,6 +124,7 @@ class CudaGraphs(GpuBackend):
         if self._ropes is ropes:  # else the layout is another from now on
             graphs[key] = DecodeGraph(stage, words, own, y)
             while len(graphs) > GRAPHS:
+                self._sync()  # the one that goes may still run
                 graphs.popitem(last=False)
         return self._kept(y)
 

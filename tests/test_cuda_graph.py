@@ -98,6 +98,21 @@ def test_a_graph_ends_with_its_cache_and_never_serves_another(tiny, cuda):
         assert len(backend._graphs) == 1
 
 
+def test_only_so_many_graphs_are_kept_and_what_runs_is_waited_for(tiny, cuda, monkeypatch):
+    monkeypatch.setattr("layerlift.backends.cuda_graph.GRAPHS", 1)
+    want = forward(tiny("F32"), TOKENS)
+    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model:
+        kv, (backend,) = stores(model), model.backends
+        for i in range(3):
+            logits_of(model, step_of([TOKENS[i]], [i], kv))
+        for i in (3, 4):
+            found = logits_of(model, step_of([TOKENS[i], TOKENS[i - 3]], [i, i - 3], kv))
+            np.testing.assert_allclose(found, want[[i, i - 3]], atol=2e-4 * np.abs(want).max())
+        (graphs,) = backend._graphs.values()
+        assert [key[1] for key in graphs] == [2]
+        assert len(cuda._graphs) == 1, "the graph of one token is gone from the driver"
+
+
 def test_what_cannot_be_recorded_runs_launch_by_launch(tiny, cuda):
     want = forward(tiny("F32"), TOKENS)
     with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model:
