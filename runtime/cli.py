@@ -58,7 +58,7 @@ def _run(options: Options, terminal: Terminal) -> int:
     if options.help:
         from .usage import usage
 
-        terminal.write(usage(options.mode) + "\n")
+        terminal.write(usage(options.mode, whole=options.help == "all") + "\n")
         return DONE
     if options.version:
         from . import __version__

@@ -208,6 +208,7 @@ def _table() -> tuple[Flag, ...]:
          "complete a prompt; the text goes to stdout and nothing else does", value="cli")
     flag("--server", "mode", "serve OpenAI's API and a web page", value="server")
     flag("-h --help", "help", "show the flags and leave", modes=MODES, default=False)
+    flag("--help-all", "help", "show every flag and leave", modes=MODES, value="all")
     flag("--version", "version", "show the version and leave", modes=MODES, default=False)
 
     title, modes = "model", LOADS

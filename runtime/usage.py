@@ -39,18 +39,31 @@ EXAMPLES = {
 }
 
 
-def usage(mode: str) -> str:
-    """The help of a mode; chat, --cli and --server have one in common."""
+# What the short help of the modes that share their flags lists: what most first weeks need.
+SHORT = {
+    *("mode", "help", "model", "context", "ngl", "gpu", "threads", "prompt", "file", "max_tokens", "stop"),
+    *("temperature", "top_p", "seed", "grammar", "json_schema", "prompt_cache", "log_disable", "verbose"),
+    *("host", "port", "api_key", "browser"),
+}
+
+
+def usage(mode: str, *, whole: bool = True) -> str:
+    """The help of a mode; modes that share their flags have one in common, which is short unless `whole`."""
     lines = ["usage:", *(f"  {line}" for line in EXAMPLES["chat" if mode in SHARED else mode])]
     if mode in SHARED:
         lines += ["", "commands (layerlift COMMAND --help says more):"]
         lines += [_entry(f"layerlift {name}", text) for name, text in COMMANDS.items()]
     group = ""
+    is_short = mode in SHARED and not whole
     for flag in _listed(mode):
+        if is_short and (flag.dest not in SHORT or (flag.dest == "model" and "-m" not in flag.names)):
+            continue
         if flag.group != group:
             group = flag.group
             lines += ["", f"{group}:"]
         lines.append(_entry(_signature(flag), flag.help + _default(flag, mode)))
+    if is_short:
+        lines += ["", "layerlift --help-all lists every flag"]
     return "\n".join(lines)
 
 

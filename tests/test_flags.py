@@ -127,3 +127,12 @@ def test_a_mistake_is_named_with_what_would_be_right(argv, message, hint):
     assert message in str(mistake)
     assert hint in mistake.hint
     assert "\n" not in str(mistake)
+
+
+def test_the_short_help_fits_on_a_screen_and_leads_to_the_whole():
+    short, whole = usage("chat", whole=False), usage("chat")
+    assert len(short.splitlines()) <= 70 < len(whole.splitlines())
+    assert "--help-all" in short
+    assert "-m, --model" in short
+    assert "--mirostat" not in short
+    assert "--mirostat" in whole
