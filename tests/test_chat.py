@@ -127,6 +127,16 @@ def test_a_failing_turn_leaves_the_chat_as_it_was(capsys):
     assert "hi" in text_of(chat)
 
 
+def test_forget_is_no_way_out_where_only_the_opening_or_the_question_is_too_long(capsys):
+    chat = make(FakeEngine(context=60))
+    chat.run(Script("x" * 100))
+    err = capsys.readouterr().err
+    assert "-c MAX" in err
+    assert "/forget" not in err
+    chat.run(Script("hi", "x" * 100))
+    assert "/forget" in capsys.readouterr().err
+
+
 def test_a_full_context_is_said_with_a_way_out_and_nothing_is_shifted(capsys):
     engine = FakeEngine(["y" * 500], context=100)
     make(engine).run(Script("hi"))

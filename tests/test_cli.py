@@ -74,7 +74,7 @@ def test_a_mistake_is_one_line_with_a_hint_and_no_traceback(capsys, piped, argv,
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("layerlift.runtime.usage.usage", lambda mode: 1 / 0)
+    monkeypatch.setattr("layerlift.runtime.usage.usage", lambda mode, **_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["--help"])
 
