@@ -310,6 +310,7 @@ def _table() -> tuple[Flag, ...]:
     flag("--slots", "show_slots", "serve /slots (the default)", default=True)
     flag("--no-slots", "show_slots", "do not serve /slots", value=False)
     flag("-a --alias", "alias", "the model's name in the API", Kind("NAME", str))
+    flag("--log-format", "log_format", "json: a line for each request on stderr", choice("text", "json"), "text")
 
     title, modes = "bench (lists are measured in every combination)", ("bench",)
     flag("-m --model", "models", "GGUF file or model name (may be given several times)", FILE, (), repeat=True)

@@ -90,6 +90,7 @@ _TAKEN = _taken()
 async def _run(options: Options, terminal: Terminal, listener: socket.socket, keys: tuple[str, ...]) -> int:
     import uvicorn
 
+    from .accesslog import AccessLog
     from .app import make_app
     from .guard import Policy
     from .protocol import make_protocol
@@ -108,8 +109,9 @@ async def _run(options: Options, terminal: Terminal, listener: socket.socket, ke
     )
     service = Service(lambda: open_engine(options, terminal, slots=options.slots), settings)
     policy = Policy.make(options.host, keys, options.allowed_hosts, options.cors_origins)
+    app = make_app(service, policy, ui=options.ui)
     config = uvicorn.Config(
-        make_app(service, policy, ui=options.ui),
+        AccessLog(app) if options.log_format == "json" else app,
         http=make_protocol(),
         ws="none",
         lifespan="off",
