@@ -120,8 +120,7 @@ class Call {
   void prepare() {
     PrepareArgs args = product_.input;
     args.x += first_ * args.stride;
-    bool exact = product_.exact || tokens_ <= kFineTokens;
-    args.fine = exact && (table_.fine_is_free || !streaming_);
+    args.fine = product_.exact || (tokens_ <= kFineTokens && table_.fine_is_free);
     args.budget = kNoiseBudget;
     int byte_tiles = in_.bytes.tiles, word_tiles = byte_tiles + in_.words.tiles, tiles = word_tiles + in_.floats.tiles;
     int64_t columns = padded(args.columns), blocks = columns / kBlock;
