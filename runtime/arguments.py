@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # Commands with words of their own, and those for which what follows `--` is somebody else's command line.
-TAKE_WORDS = ("completions", "pull", "convert", "pack", "unpack", "verify", "repack")
+TAKE_WORDS = ("completions", "pull", "convert", "quantize", "pack", "unpack", "verify", "repack")
 PASS_ON = ("pack", "repack")
 # Modes in which flags of other programs that change nothing are taken: those that load a model.
 LOADING = tuple(mode for mode in MODES if mode not in COMMANDS or mode in ("bench", "perplexity"))

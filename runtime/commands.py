@@ -31,6 +31,8 @@ def run(options: Options, terminal: Terminal) -> int:
         "convert": convert,
         "completions": completions,
         "man": man,
+        "quantize": quantize,
+        "imatrix": imatrix,
         "pack": pack,
         "unpack": unpack,
         "verify": verify,
@@ -248,6 +250,20 @@ def man(options: Options, terminal: Terminal) -> int:
 
     terminal.write(man_page())
     return 0
+
+
+def quantize(options: Options, terminal: Terminal) -> int:
+    """A model with its weights in another type."""
+    from .quantize.command import quantize as run
+
+    return run(options, terminal)
+
+
+def imatrix(options: Options, terminal: Terminal) -> int:
+    """The importance matrix of a model on a text."""
+    from .quantize.command import imatrix as run
+
+    return run(options, terminal, text_of(options))
 
 
 def pack(options: Options, terminal: Terminal) -> int:

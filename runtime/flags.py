@@ -22,6 +22,8 @@ COMMANDS = {
     "convert": "make a GGUF of a Hugging Face or Meta checkpoint folder",
     "completions": "print what completes command lines in bash, zsh or fish",
     "man": "print the man page",
+    "quantize": "write a model with its weights in another type",
+    "imatrix": "measure on a text which weights matter, for quantize",
     "pack": "make one file of a model and what runs it",
     "unpack": "take the model out of a packed file",
     "verify": "check a model or a packed file, bit by bit",
@@ -333,10 +335,10 @@ def _table() -> tuple[Flag, ...]:
     flag("--log-disable", "log_disable", "say nothing about the run", default=False)
     flag("--verbose", "verbose", "say more about devices and timings", default=False)
 
-    title, modes = "text", ("perplexity", "tokenize")
+    title, modes = "text", ("perplexity", "tokenize", "imatrix")
     flag("-p --prompt", "prompt", "the text", TEXT)
     flag("-f --file", "file", "a file with the text", FILE)
-    flag("--chunks", "chunks", "score so many chunks at most", integer(low=1), modes=("perplexity",))
+    flag("--chunks", "chunks", "read so many chunks at most", integer(low=1), modes=("perplexity", "imatrix"))
     flag("--json", "json", "print JSON", default=False, modes=("perplexity", "tokenize", "devices", "list", "verify"))
     flag("--no-bos", "bos", "leave out the start token", default=True, value=False, modes=("tokenize",))
     flag("--no-parse-special", "parse_special", "read the text of special tokens as plain text",
@@ -349,11 +351,27 @@ def _table() -> tuple[Flag, ...]:
     flag("--outtype", "outtype", "type of the matrices; auto: as they are stored, exactly",
          choice("auto", "f32", "f16", "bf16", "q8_0"), "auto")
     flag("--vocab-only", "vocab_only", "write the tokenizer and the settings, no tensors", default=False)
-    flag("--dry-run", "dry_run", "check everything and say what would be written", default=False)
+    flag("--dry-run", "dry_run", "check everything and say what would be written", default=False,
+         modes=("convert", "quantize"))
+
+    title, modes = "imatrix", ("imatrix",)
+    flag("-m --model", "model", "GGUF file or model name (default: a small model, fetched once)", FILE)
+    flag("-c --ctx-size --ctx", "context", "tokens of a chunk, such as 512", integer(low=0, thousands=True), 512)
+    flag("-t --threads", "threads", "CPU threads (default: the physical cores)", integer(low=1),
+         modes=("quantize", "imatrix"))
+
+    title, modes = "quantize", ("quantize",)
+    flag("--imatrix", "imatrix", "an importance matrix, llama.cpp's or from layerlift imatrix", FILE)
+    flag("--allow-requantize", "requantize", "take weights that are quantised already", default=False)
+    flag("--pure", "pure", "one type for all weights, no mix", default=False)
+    flag("--leave-output-tensor", "leave_output", "leave output.weight as it is", default=False)
+    flag("--output-tensor-type", "output_type", "type of output.weight", Kind("TYPE", str))
+    flag("--token-embedding-type", "embedding_type", "type of the token embeddings", Kind("TYPE", str))
+    flag("--keep-split", "keep_split", "write as many files as were read", default=False)
 
     title, modes = "pack", ("pack", "repack")
     flag("-o --output", "target", "the file to write; a file of this name is replaced", FILE,
-         modes=("pack", "unpack", "repack", "convert"))
+         modes=("pack", "unpack", "repack", "convert", "imatrix"))
     flag("--args", "args_file", "a file with the flags to pack; or the flags themselves behind --", FILE)
     flag("--bundle-deps", "bundle", "carry layerlift and its wheels for this platform",
          default={"pack": False, "repack": "keep"})

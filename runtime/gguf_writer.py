@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -21,6 +21,10 @@ from .pack_writer import Advance, replacing
 
 ALIGNMENT = 32
 _DTYPES = {np.dtype(f"<{code}"): kind for code, kind in (("i4", "int32"), ("u4", "uint32"), ("f4", "float32"))}
+
+
+class Encoded(bytes):
+    """A key's value as the file holds it, its type in front."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +52,27 @@ def write_gguf(
     """Writes `target`, replacing a file of that name; its length in bytes.
 
     A key's value is a bool, int (uint32, uint64 or int32 as it fits), float (float32) or str, a list of str, or an
-    int32, uint32 or float32 array. `advance` hears of every piece of tensor data. Raises PackError where the folder
-    or the disk refuses.
+    int32, uint32 or float32 array, or Encoded. `advance` hears of every piece of tensor data. Raises PackError where
+    the folder or the disk refuses.
     """
-    header = _header(keys, tensors)
-    size = len(header) + sum(_padded(tensor.nbytes) for tensor in tensors)
+    size = file_nbytes(keys, tensors)
     with replacing(target, size) as file:
-        file.write(header)
-        for tensor in tensors:
-            written = 0
-            for chunk in tensor.chunks():
-                written += file.write(chunk)
-                advance(memoryview(chunk).nbytes)
-            assert written == tensor.nbytes, f"{tensor.name}: {written} bytes for {tensor.nbytes}"
-            file.write(bytes(_padded(written) - written))
+        write_open(file, keys, tensors, advance=advance)
     return size
+
+
+def write_open(
+    file: BinaryIO, keys: Mapping[str, Any], tensors: Sequence[NewTensor], *, advance: Advance = lambda n: None
+) -> None:
+    """The same into an open file, from where it stands."""
+    file.write(_header(keys, tensors))
+    for tensor in tensors:
+        written = 0
+        for chunk in tensor.chunks():
+            written += file.write(chunk)
+            advance(memoryview(chunk).nbytes)
+        assert written == tensor.nbytes, f"{tensor.name}: {written} bytes for {tensor.nbytes}"
+        file.write(bytes(_padded(written) - written))
 
 
 def _header(keys: Mapping[str, Any], tensors: Sequence[NewTensor]) -> bytes:
@@ -81,6 +91,8 @@ def _header(keys: Mapping[str, Any], tensors: Sequence[NewTensor]) -> bytes:
 
 def _value(value: Any) -> bytes:
     """A key's value with its type in front."""
+    if isinstance(value, Encoded):
+        return value
     if isinstance(value, bool):
         return _kind("boolean") + struct.pack("<B", value)
     if isinstance(value, int):

@@ -283,6 +283,21 @@ class Metadata:
         values.flags.writeable = False
         return values
 
+    def encoded(self, key: str) -> bytes:
+        """A value of any type as a little-endian file holds it, its type in front."""
+        entry = self._entry(key)
+        kind = struct.pack("<I", KINDS.index(entry.kind))
+        if entry.kind == "text":
+            return kind + struct.pack("<Q", entry.count) + self._cursor.view[entry.at : entry.at + entry.count]
+        if entry.kind != "array":
+            return kind + struct.pack("<" + _CODES[entry.kind], entry.value)
+        head = kind + struct.pack("<IQ", KINDS.index(entry.items), entry.count)
+        values = self.array(key)
+        if isinstance(values, Texts):
+            raws = (values.raw(i) for i in range(len(values)))
+            return head + b"".join(struct.pack("<Q", len(raw)) + raw for raw in raws)
+        return head + values.astype("<" + ("u1" if values.dtype == bool else values.dtype.str[1:])).tobytes()
+
     def _entry(self, key: str) -> Entry:
         entry = self._entries.get(key)
         if entry is None:

@@ -29,6 +29,11 @@ EXAMPLES = {
     ),
     "completions": ("layerlift completions bash > ~/.local/share/bash-completion/completions/layerlift",),
     "man": ("layerlift man > ~/.local/share/man/man1/layerlift.1",),
+    "quantize": (
+        "layerlift quantize model-f16.gguf model-q4.gguf Q4_K_M",
+        "layerlift quantize --imatrix imatrix.gguf model-f16.gguf model-q2.gguf Q2_K",
+    ),
+    "imatrix": ("layerlift imatrix -m model-f16.gguf -f text.txt -o imatrix.gguf",),
     "pack": (
         "layerlift pack model.gguf -o model.llm && ./model.llm",
         "layerlift pack model.gguf -o model.llm --bundle-deps -- --cli --temp 0",

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #define LL_API extern "C" __attribute__((visibility("default")))
-#define LL_ABI_VERSION 3
+#define LL_ABI_VERSION 4
 
 struct ll_context;  // a chosen instruction set, its threads and scratch memory
 

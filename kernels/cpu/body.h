@@ -7,10 +7,11 @@
 #include "isa.h"
 #include "matmul/body.h"
 #include "ops/body.h"
+#include "quantize/body.h"
 
 namespace layerlift::LL_ISA {
 
 extern const Isa isa;
-const Isa isa = {LL_ISA_NAME, &matmul_table, &ops_table};
+const Isa isa = {LL_ISA_NAME, &matmul_table, &ops_table, &quantize_table};
 
 }  // namespace layerlift::LL_ISA

@@ -5,11 +5,13 @@ namespace layerlift {
 
 struct MatmulTable;  // matmul/table.h
 struct OpsTable;     // ops/table.h
+struct QuantizeTable;  // quantize/table.h
 
 struct Isa {
   const char* name;
   const MatmulTable* matmul;
   const OpsTable* ops;
+  const QuantizeTable* quantize;
 };
 
 // The best this CPU can run, or the one of that name; nullptr if it cannot run it.

@@ -16,7 +16,7 @@ from typing import Any
 
 __all__ = ["ABI_VERSION", "declare", "forced_isa", "isa_names", "library", "reason"]
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 FILE_NAME = "layerlift_cpu.so"
 
 INPUT = [c_void_p, c_void_p, c_int64, c_void_p, c_float]  # context, x, T, norm, eps
@@ -40,6 +40,7 @@ SIGNATURES: Signatures = {
     "ll_matmul": (c_int, [*INPUT, c_int, *FACTOR]),
     "ll_matmul_add": (c_int, [c_void_p, c_void_p, c_int64, *FACTOR]),
     "ll_matmul3": (c_int, [*INPUT, *FACTOR, *FACTOR, *FACTOR]),
+    "ll_quantize": (c_int64, [c_void_p, c_int, c_void_p, c_int64, c_int64, c_int, c_void_p, c_void_p]),
     "ll_gated": (c_int, [*INPUT, c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_void_p]),
 }
 
