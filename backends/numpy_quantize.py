@@ -20,7 +20,7 @@ from .quantize_formats import SCHEMES, Blocks, Scheme, pack
 Floats = NDArray[np.float32]
 
 LANES = 16  # tried at once
-ROUNDS = 3  # times that the scale of a block of scales is set
+ROUNDS = 2  # times that the scale of a block of scales is set
 PIVOTS = (0.5, 0.0, 1.0)  # what stays where it is when a range shrinks: its middle, its low end, its high end
 TINY = np.float32(1e-38)
 AT_ONCE = 1 << 16  # weights, so that temporary arrays stay at a few MB
@@ -135,9 +135,10 @@ def _fit_signed(x: Floats, w: Floats, scheme: Scheme) -> tuple[Floats, Floats]:
         new = gained > gain
         scale[new], gain[new] = (best.xl / np.maximum(best.ll, TINY))[new], gained[new]
 
-    for end in scheme.levels:
-        keep(top / np.float32(end) * _fan(scheme.reach))
-    keep(scale[:, None] * _close(scheme.reach))
+    keep(top / np.float32(scheme.levels[0]) * _fan(scheme.reach))
+    if scheme.levels[1] <= 16 or scheme.table:  # where there are many levels the fan is close enough
+        keep(top / np.float32(scheme.levels[1]) * _fan(scheme.reach))
+        keep(scale[:, None] * _close(scheme.reach))
     return scale, np.zeros(len(x), np.float32)
 
 

@@ -37,17 +37,19 @@ static inline float largest(const Part& p) {
 
 static inline Fit fit_signed(const Scheme& s, const Part& p, const Fans& fans) {
   const float top = largest(p), ends[] = {s.lowest, s.highest};
-  float scale = 0, gain = 0;
+  const int rounds = s.highest > 16 && !s.table ? 1 : 3;  // where there are many levels the fan is close enough
+  float scale = 0, lost = 0;                              // lost: the error less that of zeros
   Tried t;
-  for (int round = 0; round < 3; round++) {
+  for (int round = 0; round < rounds; round++) {
     f32x16 tried = round < 2 ? mul(set1(top / ends[round]), fans.fan) : mul(set1(scale), fans.closer);
-    try_lanes(s, p, tried, zero_f32(), t);
-    for (int i = 0; i < kLanes; i++) {
-      float ll = t.ll[i] > kTiny ? t.ll[i] : kTiny, gained = t.xl[i] * t.xl[i] / ll;
-      if (t.ll[i] > 0 && gained > gain) {
-        gain = gained;
-        scale = t.xl[i] / ll;
-      }
+    try_levels(s, p, tried, zero_f32(), t);
+    float losses[kLanes];
+    f32x16 xl = load(t.xl), wanted = div(xl, max(load(t.ll), set1(kTiny)));
+    store(losses, sub(zero_f32(), mul(xl, wanted)));
+    const int lane = lowest_lane(losses);
+    if (losses[lane] < lost) {
+      lost = losses[lane];
+      scale = t.xl[lane] / (t.ll[lane] > kTiny ? t.ll[lane] : kTiny);
     }
   }
   return {scale, 0};
@@ -68,22 +70,26 @@ struct Sums {
   }
 };
 
-// Scale and low that are best for the levels of one lane, and their error; `below`: low may not be above 0.
-static inline float least_squares(const Tried& t, int lane, const Sums& sums, bool below, Fit& fit) {
-  const float l = t.l[lane], ll = t.ll[lane], xl = t.xl[lane];
-  const float determinant = sums.w * ll - l * l;
-  float scale = 0, low = sums.x / (sums.w > kTiny ? sums.w : kTiny);
-  if (determinant > 1e-6f * sums.w * ll) {
-    scale = (sums.w * xl - sums.x * l) / determinant;
-    low = (ll * sums.x - l * xl) / determinant;
+struct Solved {
+  alignas(64) float scale[kLanes], low[kLanes], error[kLanes];
+};
+
+// Scale and low that are best for the levels of each lane, and their error; `below`: low may not be above 0.
+static inline void least_squares(const Tried& t, const Sums& sums, bool below, Solved& out) {
+  const float w = sums.w, x = sums.x, mean = x / (w > kTiny ? w : kTiny), most = below ? 0.0f : __builtin_inff();
+  for (int i = 0; i < kLanes; i++) {
+    const float l = t.l[i], ll = t.ll[i], xl = t.xl[i], determinant = w * ll - l * l;
+    const bool sound = determinant > 1e-6f * w * ll;
+    const float one = 1 / (sound ? determinant : 1.0f), alone = xl / (ll > kTiny ? ll : kTiny);
+    float scale = sound ? (w * xl - x * l) * one : 0.0f;
+    float low = sound ? (ll * x - l * xl) * one : mean;
+    scale = low > most ? alone : scale;
+    low = low > most ? most : low;
+    scale = scale > 0 ? scale : 0.0f;
+    out.scale[i] = scale;
+    out.low[i] = low;
+    out.error[i] = sums.xx + scale * (scale * ll - 2 * xl + 2 * low * l) + low * (low * w - 2 * x);
   }
-  if (below && low > 0) {
-    scale = xl / (ll > kTiny ? ll : kTiny);
-    low = 0;
-  }
-  if (scale < 0) scale = 0;
-  fit = {scale, low};
-  return sums.xx + scale * (scale * ll - 2 * xl + 2 * low * l) + low * (low * sums.w - 2 * sums.x);
 }
 
 static inline void range(const Part& p, float& least, float& most) {
@@ -108,19 +114,18 @@ static inline Fit fit_affine(const Scheme& s, const Part& p, const Fans& fans) {
   Fit best = cover;
   float error = __builtin_inff();
   Tried t;
+  Solved solved;
   for (int round = 0; round < 6; round++) {
     const Fit from = round < 3 ? cover : best;
     const float pivot = pivots[round % 3];
     f32x16 tried = mul(set1(from.scale), round < 3 ? fans.fan : fans.close);
     f32x16 low = sub(set1(from.low + pivot * from.scale * s.highest), mul(set1(pivot * s.highest), tried));
-    try_lanes(s, p, tried, below ? min(low, zero_f32()) : low, t);
-    for (int i = 0; i < kLanes; i++) {
-      Fit fit;
-      float e = least_squares(t, i, sums, below, fit);
-      if (e < error) {
-        error = e;
-        best = fit;
-      }
+    try_levels(s, p, tried, below ? min(low, zero_f32()) : low, t);
+    least_squares(t, sums, below, solved);
+    const int lane = lowest_lane(solved.error);
+    if (solved.error[lane] < error) {
+      error = solved.error[lane];
+      best = {solved.scale[lane], solved.low[lane]};
     }
   }
   return best;

@@ -27,9 +27,9 @@ static inline void settle(const Scheme& s, const Part& p, const Fans& fans, Bloc
     scales[0] = largest(p) / s.lowest;
   }
   uint16_t d[kLanes], base[kLanes];
-  Tried t;
-  try_lanes(s, p, half(load(scales), d), half(load(lows), base), t);
-  const int lane = lowest_lane(t.error);
+  float errors[kLanes];
+  try_errors(s, p, half(load(scales), d), half(load(lows), base), errors);
+  const int lane = lowest_lane(errors);
   b.d = d[lane];
   b.low = base[lane];
   put_levels(s, p, f16_to_f32(b.d), f16_to_f32(b.low), b.q);
@@ -46,11 +46,11 @@ struct Choice {
 struct Moved {
   float ss = 0, sm = 0, mm = 0, xs = 0, xm = 0;
 
-  void add(float scale, float low, const Tried& t, int lane, const Sums& sums) {
-    ss += scale * scale * t.ll[lane];
-    sm += scale * -low * t.l[lane];
+  void add(float scale, float low, const Tried& t, const Sums& sums) {
+    ss += scale * scale * t.ll[0];
+    sm += scale * -low * t.l[0];
     mm += low * low * sums.w;
-    xs += scale * t.xl[lane];
+    xs += scale * t.xl[0];
     xm += -low * sums.x;
   }
 
@@ -96,20 +96,22 @@ static inline void choose(const Scheme& s, const Part* parts, const Sums* sums, 
     float scales[kLanes], lows[kLanes];
     store(scales, integers.scales);
     store(lows, integers.lows);
-    Tried t;
-    try_lanes(s, parts[i], mul(set1(d), integers.scales), mul(set1(-low), integers.lows), t);
-    const int lane = lowest_lane(t.error);
-    c.error += t.error[lane];
+    float errors[kLanes];
+    try_errors(s, parts[i], mul(set1(d), integers.scales), mul(set1(-low), integers.lows), errors);
+    const int lane = lowest_lane(errors);
+    c.error += errors[lane];
     c.scales[i] = int32_t(scales[lane]);
     c.lows[i] = int32_t(lows[lane]);
-    moved.add(scales[lane], lows[lane], t, lane, sums[i]);
+    Tried t;
+    try_one(s, parts[i], d * scales[lane], -low * lows[lane], t);
+    moved.add(scales[lane], lows[lane], t, sums[i]);
   }
   moved.solve(d, low);
 }
 
 // A block of scales.
 static inline void settle_scales(const Scheme& s, const float* x, const float* w, const Fans& fans, Block& b) {
-  constexpr int kRounds = 3;
+  constexpr int kRounds = 2;
   const int subs = s.block / s.sub;
   Part parts[kMostSubs];
   Fit fits[kMostSubs];

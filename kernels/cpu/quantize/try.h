@@ -17,8 +17,7 @@ struct Part {
 
 // Sums over a part's weights for each lane, each term times its weight.
 struct Tried {
-  alignas(64) float error[kLanes];  // of (x - scale * level - low)²
-  alignas(64) float l[kLanes];      // of the level, its square, and its product with x
+  alignas(64) float l[kLanes];  // of the level, its square, and its product with x
   alignas(64) float ll[kLanes];
   alignas(64) float xl[kLanes];
 };
@@ -52,29 +51,67 @@ struct TableLevels {
   }
 };
 
-template <class Levels>
-static inline void try_levels(const Levels& levels, const Part& p, f32x16 scale, f32x16 low, Tried& out) {
-  f32x16 error = zero_f32(), l = zero_f32(), ll = zero_f32(), xl = zero_f32(), inv = inverse(scale);
+template <bool kAffine, class Levels>
+static inline void sum_levels(const Levels& levels, const Part& p, f32x16 scale, f32x16 low, Tried& out) {
+  f32x16 l = zero_f32(), ll = zero_f32(), xl = zero_f32(), inv = inverse(scale);
   for (int i = 0; i < p.n; i++) {
     f32x16 x = set1(p.x[i]), w = set1(p.w[i]);
-    f32x16 level = levels.nearest(mul(sub(x, low), inv));
-    f32x16 weighed = mul(w, level), off = sub(x, fma(scale, level, low));
-    error = fma(mul(w, off), off, error);
-    l = add(l, weighed);
+    f32x16 level = levels.nearest(mul(kAffine ? sub(x, low) : x, inv)), weighed = mul(w, level);
+    if (kAffine) l = add(l, weighed);
     ll = fma(weighed, level, ll);
     xl = fma(weighed, x, xl);
   }
-  store(out.error, error);
   store(out.l, l);
   store(out.ll, ll);
   store(out.xl, xl);
 }
 
-static inline void try_lanes(const Scheme& s, const Part& p, f32x16 scale, f32x16 low, Tried& out) {
+template <bool kAffine, class Levels>
+static inline f32x16 sum_errors(const Levels& levels, const Part& p, f32x16 scale, f32x16 low) {
+  f32x16 error = zero_f32(), inv = inverse(scale), minus = sub(zero_f32(), scale);
+  for (int i = 0; i < p.n; i++) {
+    f32x16 x = set1(p.x[i]);
+    if (kAffine) x = sub(x, low);
+    f32x16 off = fma(minus, levels.nearest(mul(x, inv)), x);
+    error = fma(mul(set1(p.w[i]), off), off, error);
+  }
+  return error;
+}
+
+// What least squares needs of the levels that each lane's scale and low choose.
+static inline void try_levels(const Scheme& s, const Part& p, f32x16 scale, f32x16 low, Tried& out) {
   if (s.table)
-    try_levels(TableLevels(s), p, scale, low, out);
+    sum_levels<false>(TableLevels(s), p, scale, low, out);
+  else if (s.affine)
+    sum_levels<true>(EvenLevels(s), p, scale, low, out);
   else
-    try_levels(EvenLevels(s), p, scale, low, out);
+    sum_levels<false>(EvenLevels(s), p, scale, low, out);
+}
+
+// Sums of weight * (x - scale * level - low)² for each lane.
+static inline void try_errors(const Scheme& s, const Part& p, f32x16 scale, f32x16 low, float* out) {
+  if (s.table)
+    store(out, sum_errors<false>(TableLevels(s), p, scale, low));
+  else if (s.affine)
+    store(out, sum_errors<true>(EvenLevels(s), p, scale, low));
+  else
+    store(out, sum_errors<false>(EvenLevels(s), p, scale, low));
+}
+
+// The sums for one scale and low, in lane 0. Only for levels that are evenly spaced.
+static inline void try_one(const Scheme& s, const Part& p, float scale, float low, Tried& out) {
+  const EvenLevels levels(s);
+  const f32x16 inv = inverse(set1(scale));
+  f32x16 l = zero_f32(), ll = zero_f32(), xl = zero_f32();
+  for (int i = 0; i < p.n; i += kLanes) {
+    f32x16 x = load(p.x + i), level = levels.nearest(mul(sub(x, set1(low)), inv)), weighed = mul(load(p.w + i), level);
+    l = add(l, weighed);
+    ll = fma(weighed, level, ll);
+    xl = fma(weighed, x, xl);
+  }
+  out.l[0] = hsum(l);
+  out.ll[0] = hsum(ll);
+  out.xl[0] = hsum(xl);
 }
 
 // The levels of a part, counted from the lowest; its n is a multiple of 16.
@@ -90,10 +127,10 @@ static inline void put_levels(const Scheme& s, const Part& p, float scale, float
 }
 
 static inline int lowest_lane(const float* v) {
-  int best = 0;
-  for (int i = 1; i < kLanes; i++)
-    if (v[i] < v[best]) best = i;
-  return best;
+  const float least = -hmax(sub(zero_f32(), load(v)));
+  for (int i = 0; i < kLanes; i++)
+    if (v[i] == least) return i;
+  return 0;
 }
 
 }  // namespace layerlift::LL_ISA
