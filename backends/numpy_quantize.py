@@ -10,6 +10,7 @@ then moves the block's scale, and the parts choose again. Errors are weighed wit
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from .formats import BY_NAME
 from .quantize_formats import SCHEMES, Blocks, Scheme, pack
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]  # of float32, which NumPy's own annotations lose
 
 LANES = 16  # tried at once
 ROUNDS = 2  # times that the scale of a block of scales is set

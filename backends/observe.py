@@ -22,7 +22,7 @@ def observing(observer: Observer) -> Callable[..., Backend]:
     """
 
     def open_device(device: DeviceInfo, **options: Any) -> Backend:
-        base = NumpyBackend if device.backend == "numpy" or native.library() is None else CpuBackend
+        base: Any = NumpyBackend if device.backend == "numpy" or native.library() is None else CpuBackend
 
         class Observing(base):
             linear, qkv, gated, project_add = Backend.linear, Backend.qkv, Backend.gated, Backend.project_add

@@ -7,6 +7,7 @@ with the `gguf` package.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,28 +82,28 @@ def pack(fmt: str, b: Blocks) -> NDArray[np.uint8]:
     return np.concatenate(parts, axis=1, dtype=np.uint8)
 
 
-def _nibbles(q: NDArray[np.uint8], run: int) -> NDArray[np.uint8]:
+def _nibbles(q: NDArray[Any], run: int) -> NDArray[np.uint8]:
     """Each `run` weights in half as many bytes: its first half in the low nibbles, its second in the high ones."""
     halves = q.reshape(len(q), -1, 2, run // 2)
-    return (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(len(q), -1)
+    return (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(len(q), -1).astype(np.uint8)
 
 
-def _nibbles_6(q: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _nibbles_6(q: NDArray[Any]) -> NDArray[np.uint8]:
     """Q6_K's nibbles: 64 weights apart share a byte."""
     return _nibbles(q, 128)
 
 
-def _pairs(q: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _pairs(q: NDArray[Any]) -> NDArray[np.uint8]:
     """Two bits a weight: weights 32 apart share a byte."""
     quarters = q.reshape(len(q), -1, 4, 32)
     packed = quarters[:, :, 0] | quarters[:, :, 1] << 2 | quarters[:, :, 2] << 4 | quarters[:, :, 3] << 6
-    return packed.reshape(len(q), -1)
+    return packed.reshape(len(q), -1).astype(np.uint8)
 
 
-def _bits(q: NDArray[np.uint8], order: range) -> NDArray[np.uint8]:
+def _bits(q: NDArray[Any], order: range) -> NDArray[np.uint8]:
     """One bit a weight: byte i has bit j of weight 32 * j + i."""
     runs = q.reshape(len(q), 8, 32)
-    return np.bitwise_or.reduce([runs[:, j] << j for j in order])
+    return np.bitwise_or.reduce([runs[:, j] << j for j in order]).astype(np.uint8)
 
 
 def _six_bits(scales: NDArray[np.int32], lows: NDArray[np.int32]) -> NDArray[np.uint8]:
