@@ -80,7 +80,7 @@ def test_what_a_format_holds_exactly_comes_back_nearly(fmt, quantizer):
 
 
 @pytest.mark.parametrize("fmt", TARGETS)
-@pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 1e-6, -3e-3, 60000.0])
+@pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 1e-6, -0.3, 60000.0])
 def test_rows_of_one_value_come_back(fmt, value, quantizer):
     columns = max(256, BY_NAME[fmt].block)
     x = np.full((1, columns), value, np.float32)
