@@ -61,7 +61,7 @@ def test_decode_attention_joins_its_parts_in_any_order():
     check_few([(0, 1), (22, 1), (23, 1), (24, 1), (150, 1), (7, 3)])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", [0, 1, 2])
 @pytest.mark.parametrize(
     ("head_dim", "heads", "heads_kv"), [(16, 3, 3), (64, 9, 3), (80, 4, 2), (128, 14, 2), (256, 2, 1)]
@@ -70,7 +70,7 @@ def test_decode_attention_takes_heads_of_all_sizes(head_dim, heads, heads_kv, dt
     check_few([(33, 1), (101, 1)], head_dim=head_dim, heads=heads, heads_kv=heads_kv, dtype=dtype, sanitize=True)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_decode_attention_has_windows_and_soft_caps():
     check_few([(90, 1), (5, 1), (40, 2)], window=30, sanitize=True)
     check_few([(90, 1), (5, 1)], softcap=3.0, splits=1, sanitize=True)
@@ -103,13 +103,13 @@ def test_prompt_attention_takes_ragged_spans_across_its_tiles():
     check_many([(0, 35), (70, 20), (3, 1), (0, 41)])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("head_dim", [16, 32, 64, 80, 96, 128])
 def test_prompt_attention_takes_heads_of_all_sizes(head_dim):
     check_many([(10, 70), (0, 130)], head_dim=head_dim, heads=4, heads_kv=2, warps=4, sanitize=True)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_prompt_attention_has_windows_and_soft_caps():
     check_many([(100, 60), (0, 90)], window=37, sanitize=True)
     check_many([(10, 70), (2, 5)], softcap=3.0, window=20, sanitize=True)
@@ -129,7 +129,7 @@ def test_prompt_attention_builds_without_spills():
     check_build(nvrtc(), "sm_90", AttendMany(64), 255)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
 def test_every_architecture_builds_decode_attention(arch):
     compiler = nvrtc()

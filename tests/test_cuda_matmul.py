@@ -80,7 +80,7 @@ def test_tiles_with_ragged_ends_and_splits_give_the_product():
     check("Q6_K", 19, 512, 131, splits=3)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("tokens", [9, 17, 64, 129])
 @pytest.mark.parametrize("fmt", MMA_FORMATS)
 def test_every_format_and_tile_gives_the_product(fmt, tokens):
@@ -112,7 +112,7 @@ def test_tensor_core_tiles_build_without_spills():
     check_build(nvrtc(), "sm_90", MatmulMma("Q4_0", 32))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
 def test_every_architecture_builds_tensor_core_tiles(arch):
     compiler = nvrtc()

@@ -57,7 +57,7 @@ def check_project(fmt, columns, tokens, rows=37, *, sanitize=False):
 
 
 @pytest.mark.parametrize(
-    ("fmt", "columns", "tokens"), [("Q6_K", 512, 1), pytest.param("F16", 288, 3, marks=pytest.mark.slow)]
+    ("fmt", "columns", "tokens"), [("Q6_K", 512, 1), pytest.param("F16", 288, 3, marks=pytest.mark.exhaustive)]
 )
 def test_project_is_norm_product_bias_and_residual(fmt, columns, tokens):
     check_project(fmt, columns, tokens)
@@ -67,14 +67,14 @@ def test_project_stays_within_its_arrays():
     check_project("Q8_0", 96, 2, rows=5, sanitize=True)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("tokens", [1, 2, 5, 8])
 @pytest.mark.parametrize("fmt", MATVEC_FORMATS)
 def test_project_takes_every_format(fmt, tokens):
     check_project(fmt, 512 if fmt.endswith("_K") else 416, tokens, rows=45, sanitize=True)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("fmt", "columns", "tokens"), [("BF16", 8192, 3), ("Q4_K", 8192, 1), ("Q5_1", 4128, 8)])
 def test_long_rows_pass_through_shared_memory_in_tiles(fmt, columns, tokens):
     program = Matvec("project", columns, tokens, (fmt,), 9)
@@ -96,12 +96,12 @@ def check_gated(fmt, columns, tokens, rows, activation, *, sanitize=False):
     close(y, exact_activation(n @ w_gate.T + bias, activation) * (n @ w_up.T))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_gated_is_two_products_and_an_activation():
     check_gated("BF16", 256, 1, 19, "silu")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gated_has_every_activation(activation):
     check_gated("Q4_0", 320, 4, 51, activation, sanitize=True)
@@ -141,7 +141,7 @@ def test_qkv_is_norm_products_rope_and_append():
     check_qkv(("Q4_K", "Q4_K", "Q6_K"), 256, 2, "norm")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("style", ["norm", "neox"])
 @pytest.mark.parametrize("formats", [("Q8_0", "F16", "Q4_1"), ("BF16",) * 3, ("IQ4_NL", "Q5_0", "F32")])
 def test_qkv_takes_three_formats_at_once(formats, style):
@@ -149,7 +149,7 @@ def test_qkv_takes_three_formats_at_once(formats, style):
     check_qkv(formats, 128, 1, style, n_dims=16, sanitize=True)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_head_gives_logits_and_the_likeliest_row():
     rows, columns, tokens = 83, 128, 3
     program = Matvec("head", columns, tokens, ("Q8_0",), rows)
@@ -166,7 +166,7 @@ def test_head_gives_logits_and_the_likeliest_row():
     np.testing.assert_array_equal(picked, logits.argmax(-1))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_equal_logits_give_the_lower_row():
     program = Matvec("head", 128, 3, ("Q8_0",), 83)
     values, places = np.zeros((2, 300), np.float32), np.arange(600, dtype=np.int32).reshape(2, 300)
@@ -221,7 +221,7 @@ def test_decode_builds_within_80_registers_and_without_spills(program):
     check_build(nvrtc(), "sm_90", program)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
 def test_every_architecture_and_format_builds(arch):
     compiler = nvrtc()
