@@ -14,7 +14,8 @@ import numpy as np
 
 from .base import BackendError, DeviceInfo, DeviceOutOfMemory
 from .blas import BlasProbe, VendorBlas
-from .cuda_api import cublas, external_stream, first_line
+from .cuda_api import cublas, external_stream
+from .errors import first_line
 from .gpu_memory import Handle
 
 AS_IS, TRANSPOSED = 0, 1  # cublasOperation_t

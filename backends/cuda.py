@@ -14,9 +14,10 @@ from .base import BackendError, BackendUnavailable, DeviceInfo, DeviceOutOfMemor
 from .blas import BlasProbe, VendorBlas
 from .blas_choice import explain
 from .cublas import CuBlas, find_cublas
-from .cuda_api import OUT_OF_MEMORY, Api, api, first_line, free_bytes, meaning, missing
+from .cuda_api import OUT_OF_MEMORY, Api, api, free_bytes, meaning, missing
 from .cuda_graph import CudaGraphs
 from .cuda_memory import SMALL, CudaBuffer, Staging
+from .errors import first_line
 from .gpu_blas import record
 from .gpu_programs import Kernel, Tuning
 from .kernel_settings import KernelSettings
@@ -168,23 +169,14 @@ class CudaBackend(CudaGraphs):
         return {name: Call(functions[name], signatures[name]) for name in signatures}
 
     def _module(self, text: str) -> int:
-        """A loaded program, from the cache where it holds one that the driver takes."""
-        load = self._api.driver.moduleLoadData
-        key = self.cache.key((*self.identity, text))
-        if binary := None if self.kernels.recompile else self.cache.read(key):
-            try:
-                return self._guarded("loading a kernel", lambda: load(binary))
-            except BackendError:
-                pass  # made again below
-        if self.kernels.nocompile:
-            raise BackendUnavailable(
-                f"{self.device}: a kernel is not in the cache {self.cache.folder}, and --nocompile builds none",
-                hint="run once with --recompile instead, which builds them all",
-            )
-        built = self._build(text)
-        module = self._guarded("loading a kernel", lambda: load(built))
-        self.cache.write(key, built)
-        return module
+        def load(binary: bytes) -> int:
+            return self._guarded("loading a kernel", lambda: self._api.driver.moduleLoadData(binary))
+
+        def build() -> tuple[bytes, int]:
+            binary = self._build(text)
+            return binary, load(binary)
+
+        return self.cached_program(text, load, build)
 
     def _build(self, text: str) -> bytes:
         """Machine code for this device, or PTX where this NVRTC does not know it yet."""

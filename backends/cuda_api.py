@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from .errors import first_line
+
 INSTALL = "pip install 'layerlift[cuda13]' (driver 580 or newer), or 'layerlift[cuda12]'"
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation, CUDA_ERROR_OUT_OF_MEMORY
 
@@ -77,10 +79,6 @@ def meaning(error: BaseException) -> str:
     """A failure in a few words: what to do where that is known, else the first line of what CUDA says."""
     known = MEANINGS.get(getattr(error, "status", -1))
     return known or first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 class _Memory(ctypes.Structure):

@@ -36,3 +36,8 @@ class DeviceOutOfMemory(BackendError):
     def __init__(self, message: str, *, nbytes: int, device: DeviceInfo | None = None, hint: str = ""):
         super().__init__(message, hint=hint)
         self.nbytes, self.device = nbytes, device
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's exception says, on one line; its type's name where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

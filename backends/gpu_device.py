@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Backend, BackendError, DeviceInfo, DeviceOutOfMemory, UnsupportedFormat, Weight
+from .base import Backend, BackendError, BackendUnavailable, DeviceInfo, DeviceOutOfMemory, UnsupportedFormat, Weight
 from .formats import BY_NAME
 from .gpu_memory import Block, GpuArray, Handle, Pool
 from .gpu_programs import Kernel, Programs, Tuning
@@ -17,6 +18,7 @@ from .gpu_repack import repack, supported
 from .kernel_settings import KernelSettings
 from .program_cache import ProgramCache
 
+T = TypeVar("T")
 ROWS_AT_ONCE = 32768  # rows of one launch: some devices take no more than 65535 groups that way
 
 
@@ -58,6 +60,29 @@ class GpuDevice(Backend):
     @abstractmethod
     def _sync(self) -> None:
         """Waits until the queue is empty."""
+
+    # -- programs --
+
+    def cached_program(self, text: str, load: Callable[[bytes], T], build: Callable[[], tuple[bytes, T]]) -> T:
+        """A program of the driver's: from the cache where it holds one that `load` takes, else built and kept.
+
+        `load` raises BackendError for a binary that the driver refuses. With --recompile the cache is not read, with
+        --nocompile nothing is built: BackendUnavailable.
+        """
+        key = self.cache.key((*self.identity, text))
+        if binary := None if self.kernels.recompile else self.cache.read(key):
+            try:
+                return load(binary)
+            except BackendError:
+                pass  # made again below
+        if self.kernels.nocompile:
+            raise BackendUnavailable(
+                f"{self.device}: a kernel is not in the cache {self.cache.folder}, and --nocompile builds none",
+                hint="run once with --recompile instead, which builds them all",
+            )
+        binary, program = build()
+        self.cache.write(key, binary)
+        return program
 
     # -- memory --
 

@@ -17,6 +17,7 @@ from .base import BackendError, BackendUnavailable, DeviceInfo, DeviceOutOfMemor
 from .blas import BlasProbe, VendorBlas
 from .blas_choice import explain
 from .clblast import CLBlast, find_clblast
+from .errors import first_line
 from .gpu import GpuBackend
 from .gpu_blas import record
 from .gpu_memory import Handle
@@ -53,7 +54,7 @@ class OpenCLBackend(GpuBackend):
             self._context = cl.Context([self._device])
             self._queue = cl.CommandQueue(self._context)
         except (cl.Error, IndexError) as error:
-            raise BackendUnavailable(f"{device}: cannot be opened: {_first_line(error)}") from None
+            raise BackendUnavailable(f"{device}: cannot be opened: {first_line(error)}") from None
         self.cache = ProgramCache(cache_folder or default_folder())
         self._pending: deque[Any] = deque(maxlen=PENDING)
         self.identity = _identity(self._device)
@@ -67,11 +68,11 @@ class OpenCLBackend(GpuBackend):
         try:
             import pyopencl as cl
         except Exception as error:
-            return Probe("opencl", reason=f"pyopencl cannot be imported: {_first_line(error)}")
+            return Probe("opencl", reason=f"pyopencl cannot be imported: {first_line(error)}")
         try:
             found = tuple(_info(cl, device, index) for index, device in enumerate(_devices(cl)))
         except Exception as error:
-            return Probe("opencl", reason=f"the OpenCL driver failed: {_first_line(error)}")
+            return Probe("opencl", reason=f"the OpenCL driver failed: {first_line(error)}")
         if not found:
             return Probe("opencl", reason="no OpenCL driver with a device; install the graphics card's OpenCL package")
         return Probe("opencl", found)
@@ -88,7 +89,7 @@ class OpenCLBackend(GpuBackend):
 
             identity, found = _identity(_devices(cl)[device.index]), find_clblast()
         except Exception as error:
-            return (f"cannot be asked: {_first_line(error)}",)
+            return (f"cannot be asked: {first_line(error)}",)
         return (explain(found, record(ProgramCache(default_folder()), identity, found).times),)
 
     def close(self) -> None:
@@ -109,7 +110,7 @@ class OpenCLBackend(GpuBackend):
             raise self._failure(doing, error) from None
 
     def _failure(self, doing: str, error: Exception) -> BackendError:
-        return BackendError(f"{self.device}: {doing} failed: {_first_line(error)}")
+        return BackendError(f"{self.device}: {doing} failed: {first_line(error)}")
 
     def _alloc(self, nbytes: int) -> Handle:
         cl, limit = self._cl, self._device.max_mem_alloc_size
@@ -156,24 +157,21 @@ class OpenCLBackend(GpuBackend):
         return kernels
 
     def _program(self, text: str) -> Any:
-        """A built program, from the cache where it holds one that the driver takes."""
-        cl, key = self._cl, self.cache.key((*self.identity, text))
-        if binary := None if self.kernels.recompile else self.cache.read(key):
-            try:
-                return self._build(cl.Program(self._context, [self._device], [binary]))
-            except cl.Error:
-                pass  # made again below
-        if self.kernels.nocompile:
-            raise BackendUnavailable(
-                f"{self.device}: a kernel is not in the cache {self.cache.folder}, and --nocompile builds none",
-                hint="run once with --recompile instead, which builds them all",
+        cl = self._cl
+
+        def load(binary: bytes) -> Any:
+            return self._guarded(
+                "loading a kernel", lambda: self._build(cl.Program(self._context, [self._device], [binary]))
             )
-        try:
-            program = self._build(cl.Program(self._context, text))
-        except cl.Error as error:
-            raise BackendError(f"{self.device}: a kernel cannot be built: {_build_log(error)}") from None
-        self.cache.write(key, program.get_info(cl.program_info.BINARIES)[0])
-        return program
+
+        def build() -> tuple[bytes, Any]:
+            try:
+                program = self._build(cl.Program(self._context, text))
+            except cl.Error as error:
+                raise BackendError(f"{self.device}: a kernel cannot be built: {_build_log(error)}") from None
+            return program.get_info(cl.program_info.BINARIES)[0], program
+
+        return self.cached_program(text, load, build)
 
     def find_blas(self) -> BlasProbe:
         return find_clblast()
@@ -258,10 +256,6 @@ def _tuning(cl: Any, device: Any) -> Tuning:
         units=8 * int(device.max_compute_units),
         **(small if device.local_mem_size < 40 << 10 or most < 128 else {}),
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _build_log(error: BaseException) -> str:
