@@ -10,7 +10,7 @@ import msgspec
 
 from ..errors import UserError
 from ..sampler import Sampling
-from .generation import Constraint
+from .generation import Ask, Constraint
 from .service import Service
 
 # Field of a body: field of Sampling.
@@ -91,6 +91,28 @@ def _bias(service: Service, given: Any) -> tuple[tuple[int, float], ...]:
         else:
             out.append((token, float(amount)))
     return tuple(out)
+
+
+def limit(name: str, *given: int | None, default: int = -1) -> int:
+    """The most tokens to write: the first that is given; -1 is no limit. Raises UserError naming the field."""
+    tokens = next((value for value in given if value is not None), default)
+    if tokens < -1:
+        raise UserError(f"'{name}' is {tokens}, must be at least 0, or -1 for no limit")
+    return tokens
+
+
+def ask(service: Service, body: SamplingFields, *, max_tokens: int, n_probs: int, constraint: Constraint | None) -> Ask:
+    """What a body says under these common names, still without its prompt or messages. Raises UserError."""
+    return Ask(
+        sampling=sampling(service, body, n_probs=n_probs),
+        max_tokens=max_tokens,
+        stop=stops(service, body),
+        constraint=constraint,
+        ignore_eos=bool(body.ignore_eos),
+        cache_prompt=body.cache_prompt is not False,
+        context_shift=bool(body.context_shift),
+        keep=body.n_keep or 0,
+    )
 
 
 def stops(service: Service, body: SamplingFields) -> tuple[str, ...]:

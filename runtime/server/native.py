@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -93,20 +94,11 @@ def _probs(body: NativeBody) -> int:
 
 
 def _ask(service: Service, body: NativeBody, prompt: str | list[int]) -> Ask:
-    limit = next((v for v in (body.n_predict, body.max_tokens) if v is not None), -1)
-    if limit < -1:
-        raise UserError(f"'n_predict' is {limit}, must be at least 0, or -1 for no limit")
+    limit = fields.limit("n_predict", body.n_predict, body.max_tokens)
     probs = _probs(body)
-    return Ask(
+    return replace(
+        fields.ask(service, body, max_tokens=limit, n_probs=probs or -1, constraint=fields.constraint(body)),
         prompt=prompt,
-        sampling=fields.sampling(service, body, n_probs=probs or -1),
-        max_tokens=limit,
-        stop=fields.stops(service, body),
-        constraint=fields.constraint(body),
-        ignore_eos=bool(body.ignore_eos),
-        cache_prompt=body.cache_prompt is not False,
-        context_shift=bool(body.context_shift),
-        keep=body.n_keep or 0,
     )
 
 

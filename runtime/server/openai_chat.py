@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -65,9 +66,7 @@ def to_ask(service: Service, body: ChatBody) -> Ask:
     top = _count("top_logprobs", body.top_logprobs, 0, 0, 100)
     if top and not body.logprobs:
         raise UserError("'top_logprobs' needs 'logprobs'")
-    limit = next((v for v in (body.max_completion_tokens, body.max_tokens, body.n_predict) if v is not None), -1)
-    if limit < -1:
-        raise UserError(f"'max_tokens' is {limit}, must be at least 0, or -1 for no limit")
+    limit = fields.limit("max_tokens", body.max_completion_tokens, body.max_tokens, body.n_predict)
     tools = body.tools or []
     constraint = fields.constraint(body)
     choice = _tool_choice(body.tool_choice)
@@ -76,20 +75,15 @@ def to_ask(service: Service, body: ChatBody) -> Ask:
     extra = {k: v for k, v in (body.chat_template_kwargs or {}).items() if k in TEMPLATE_FIELDS}
     if body.add_generation_prompt is not None:
         extra["add_generation_prompt"] = body.add_generation_prompt
-    return Ask(
-        messages=checked_messages(body.messages),
-        sampling=fields.sampling(service, body, n_probs=top if body.logprobs else -1),
-        max_tokens=limit,
-        stop=fields.stops(service, body),
-        constraint=constraint,
+    messages = checked_messages(body.messages)
+    n_probs = top if body.logprobs else -1
+    return replace(
+        fields.ask(service, body, max_tokens=limit, n_probs=n_probs, constraint=constraint),
+        messages=messages,
         tools=tools,
         tool_choice=choice if tools else "auto",
         parallel_tool_calls=body.parallel_tool_calls is not False,
         template_fields=extra,
-        ignore_eos=bool(body.ignore_eos),
-        cache_prompt=body.cache_prompt is not False,
-        context_shift=bool(body.context_shift),
-        keep=body.n_keep or 0,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -83,22 +84,13 @@ def _is_id(value: Any) -> bool:
 
 
 def _ask(service: Service, body: CompletionBody, prompt: str | list[int]) -> Ask:
-    limit = next((v for v in (body.max_tokens, body.n_predict) if v is not None), DEFAULT_TOKENS)
-    if limit < -1:
-        raise UserError(f"'max_tokens' is {limit}, must be at least 0, or -1 for no limit")
+    limit = fields.limit("max_tokens", body.max_tokens, body.n_predict, default=DEFAULT_TOKENS)
     probs = _probs(body)
     if not -1 <= probs <= 100:
         raise UserError(f"'logprobs' is {probs}, must be between 0 and 100")
-    return Ask(
+    return replace(
+        fields.ask(service, body, max_tokens=limit, n_probs=probs, constraint=fields.constraint(body)),
         prompt=prompt,
-        sampling=fields.sampling(service, body, n_probs=probs),
-        max_tokens=limit,
-        stop=fields.stops(service, body),
-        constraint=fields.constraint(body),
-        ignore_eos=bool(body.ignore_eos),
-        cache_prompt=body.cache_prompt is not False,
-        context_shift=bool(body.context_shift),
-        keep=body.n_keep or 0,
         prompt_logprobs=bool(body.echo) and probs >= 0,
     )
 
