@@ -15,7 +15,7 @@ from layerlift.runtime.engine import Engine
 from layerlift.runtime.model import Model
 from layerlift.runtime.sampler import Sampling
 from layerlift.runtime.server.app import make_app
-from layerlift.runtime.server.guard import Policy
+from layerlift.runtime.server.guard import MAX_HEADER, Policy
 from layerlift.runtime.server.protocol import make_protocol
 from layerlift.runtime.server.service import Service, Settings
 
@@ -76,7 +76,7 @@ def serving(
     app = make_app(service, policy or Policy.make("127.0.0.1", ()))
     http = make_protocol(*deadlines)
     config = uvicorn.Config(
-        app, http=http, ws="none", lifespan="off", log_config=None, h11_max_incomplete_event_size=65536
+        app, http=http, ws="none", lifespan="off", log_config=None, h11_max_incomplete_event_size=MAX_HEADER
     )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext

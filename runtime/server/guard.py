@@ -21,6 +21,7 @@ from . import failures
 from .failures import HTTPFailure
 
 MAX_BODY = 32 << 20  # bytes
+MAX_HEADER = 64 << 10
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -117,6 +118,11 @@ class Guard:
         await self.app(scope, _limited(receive), send)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
+        # The HTTP parser ends a header that has grown too large; one that came whole it lets through.
+        target = len(scope.get("raw_path", b"")) + len(scope["query_string"])
+        if target + sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEADER:
+            why = f"the header is larger than {MAX_HEADER >> 10} KiB"
+            raise HTTPFailure(400, "invalid_request_error", why, headers={"Connection": "close"})
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self.policy.knows_host(hosts[0]):
             shown = hosts[0][:100] if hosts else ""

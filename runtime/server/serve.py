@@ -92,7 +92,7 @@ async def _run(options: Options, terminal: Terminal, listener: socket.socket, ke
 
     from .accesslog import AccessLog
     from .app import make_app
-    from .guard import Policy
+    from .guard import MAX_HEADER, Policy
     from .protocol import make_protocol
     from .service import Service, Settings
 
@@ -122,7 +122,7 @@ async def _run(options: Options, terminal: Terminal, listener: socket.socket, ke
         date_header=True,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=1,
-        h11_max_incomplete_event_size=64 << 10,
+        h11_max_incomplete_event_size=MAX_HEADER,
     )
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     server = uvicorn.Server(config)
