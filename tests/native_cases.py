@@ -53,7 +53,9 @@ def check_products(backend, tokens=TOKENS, rows=ROWS):
                 for exact in (False, True):
                     got = backend.product(x, weight, norm, bias, exact=exact)
                     error = np.square(got - want).sum() / square
-                    bound = FINE if exact or t == 1 or fmt in ("F32", "F16", "BF16") else BYTES
+                    # AVX2 rounds few tokens' inputs to bytes as it does many's (kernels/cpu/matmul/body.h).
+                    fine = exact or fmt in ("F32", "F16", "BF16") or (t == 1 and backend.isa != "avx2")
+                    bound = FINE if fine else BYTES
                     if not error <= bound:
                         failed.append(f"{fmt} {t}x{columns}x{n} exact={exact}: {error:.3g} > {bound:g}")
     assert not failed, "\n".join(failed)

@@ -44,6 +44,7 @@ class Driver:
     """The process; `call` has the protocol of native/driver.cpp. Leaving it ends it, and fails if it complained."""
 
     def __init__(self, command: list[str], threads: int, isa: str, env: dict[str, str] | None = None):
+        self.isa = isa
         self.said = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
         self.process = subprocess.Popen(
             [*command, str(threads), isa],
@@ -112,7 +113,7 @@ class DriverBackend(NumpyBackend):
 
     def __init__(self, driver: Driver):
         super().__init__(DeviceInfo("driver", 0, "", "cpu", False))
-        self.driver = driver
+        self.driver, self.isa = driver, driver.isa
 
     def load(self, raw, fmt, shape, name):
         number = self.driver.call("matrix_new", [BY_NAME[fmt].id, *shape], arrays=[raw])
