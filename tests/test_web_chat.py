@@ -36,10 +36,19 @@ def test_first_use_asks_and_shows_the_answer(tab, web):
     assert tab.title() == "Explain how a rainbow forms – layerlift"
 
 
+# Notes that a text was on the page, however short the time: on a slow machine it is gone before one can look.
+WATCH = """text => {
+  window.seen = false;
+  new MutationObserver(() => { window.seen ||= document.body.innerText.includes(text); })
+    .observe(document.body, { subtree: true, childList: true, characterData: true });
+}"""
+
+
 def test_text_appears_while_it_is_written_after_prompt_progress(tab, web):
     web.scripts.append(Script([f"word{i} " for i in range(10)], pause=0.4, progress=[(100, 400), (300, 400)]))
+    tab.evaluate(WATCH, "Reading the prompt, 300 of 400 tokens")
     ask(tab, "go")
-    tab.get_by_text("Reading the prompt, 300 of 400 tokens").wait_for()
+    eventually(lambda: tab.evaluate("seen"))
     tab.locator(".prose", has_text="word3").wait_for()
     assert tab.get_by_label("Stop").is_visible()
     assert "word9" not in tab.locator("article").last.inner_text()

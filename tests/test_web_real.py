@@ -79,7 +79,7 @@ def test_a_question_is_answered_with_figures_and_kept(page):
     assert answer(page).locator(".prose").inner_text()
     page.reload()
     assert answer(page, 0).locator(".prose").inner_text() == text
-    assert page.get_by_label("Context used").is_visible()
+    page.get_by_label("Context used").wait_for()  # the server's context is asked for after the page is there
 
 
 def test_another_answer_stands_beside_the_first(page):
