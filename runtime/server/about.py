@@ -25,11 +25,13 @@ async def health(request: Request) -> Response:
 
 
 async def models(request: Request) -> Response:
+    """The list of models, which holds one."""
     service: Service = request.app.state.service
     return wire.reply({"object": "list", "data": [_model(service)], "models": []})
 
 
 async def model(request: Request) -> Response:
+    """The model of that name."""
     service: Service = request.app.state.service
     found = _model(service)
     if request.path_params["name"] != found["id"]:
@@ -53,6 +55,7 @@ def _model(service: Service) -> dict[str, Any]:
 
 
 async def props(request: Request) -> Response:
+    """llama-server's facts about the server and its settings."""
     service: Service = request.app.state.service
     tokenizer = service.tokenizer
 
@@ -136,6 +139,7 @@ async def slots(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
+    """Counts and times for Prometheus."""
     service: Service = request.app.state.service
     if not service.settings.metrics:
         raise HTTPFailure(501, "not_supported_error", "/metrics is off", hint="start the server with --metrics")

@@ -43,9 +43,9 @@ class MessagesBody(msgspec.Struct, kw_only=True):
     tool_choice: dict[str, Any] | None = None
 
 
-async def messages(request: Request) -> Response:
+async def messages(request: Request, body: MessagesBody) -> Response:
+    """Anthropic's chat."""
     service: Service = request.app.state.service
-    body = await wire.read(request, MessagesBody)
     if body.max_tokens is None:
         raise UserError("'max_tokens' is missing")
     if body.max_tokens < 1:
@@ -61,9 +61,9 @@ async def messages(request: Request) -> Response:
     return wire.reply({**_message(service, content), **_stop(answer.end), "usage": _usage(answer.end)})
 
 
-async def count_tokens(request: Request) -> Response:
+async def count_tokens(request: Request, body: MessagesBody) -> Response:
+    """How many tokens Anthropic's chat would read."""
     service: Service = request.app.state.service
-    body = await wire.read(request, MessagesBody)
     ask = replace(_ask(service, body), max_tokens=0)
     try:
         prepared = await service.prepare(prepare, service, ask)

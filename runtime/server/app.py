@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -9,10 +11,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from . import failures, page
+from . import failures, page, wire
 from .failures import HTTPFailure
 from .guard import Guard, Policy
-from .routes import PAGE, ROUTES, Entry, Handler
+from .routes import PAGE, ROUTES, Entry
 from .service import Service
 
 
@@ -21,7 +23,7 @@ def make_app(service: Service, policy: Policy, *, ui: bool = True) -> ASGIApp:
     files = page.files() if ui else {}
     entries = (*ROUTES, *PAGE) if files else ROUTES
     app = Starlette(
-        routes=[Route(e.path, _guarded(e.handler), methods=[e.method]) for e in entries],
+        routes=[Route(e.path, _endpoint(e), methods=[e.method]) for e in entries],
         exception_handlers={HTTPException: _http_exception},
     )
     app.router.redirect_slashes = False
@@ -34,10 +36,13 @@ def _publicity(entries: tuple[Entry, ...], files: dict):
     return lambda path, method: method in ("GET", "HEAD") and path in public
 
 
-def _guarded(handler: Handler) -> Handler:
+def _endpoint(entry: Entry) -> Callable[[Request], Awaitable[Response]]:
+    """Reads the body that the handler takes, and answers with what goes wrong."""
+    handler, kind = entry.handler, entry.body
+
     async def call(request: Request) -> Response:
         try:
-            return await handler(request)
+            return await (handler(request) if kind is None else handler(request, await wire.read(request, kind)))
         except ClientDisconnect:
             return Response(status_code=499)  # nobody is there to read it
         except Exception as error:

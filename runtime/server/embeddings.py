@@ -27,9 +27,10 @@ class EmbeddingBody(msgspec.Struct):
     pooling: Literal["mean", "last"] | None = None
 
 
-async def embeddings(request: Request) -> Response:
+async def embeddings(request: Request, body: EmbeddingBody) -> Response:
+    """OpenAI's embeddings."""
     service: Service = request.app.state.service
-    vectors, body, tokens = await _vectors(request)
+    vectors, tokens = await _vectors(request, body)
     data = []
     for index, vector in enumerate(vectors):
         shown: Any = vector
@@ -40,15 +41,15 @@ async def embeddings(request: Request) -> Response:
     return wire.reply({"object": "list", "data": data, "model": service.model_name, "usage": usage})
 
 
-async def embedding(request: Request) -> Response:
-    """llama-server's shape; the vector is that of the pooled text, in a list of one."""
-    vectors, _, _ = await _vectors(request)
+async def embedding(request: Request, body: EmbeddingBody) -> Response:
+    """llama-server's embeddings: the vector is that of the pooled text, in a list of one."""
+    vectors, _ = await _vectors(request, body)
     return wire.reply([{"index": index, "embedding": [vector]} for index, vector in enumerate(vectors)])
 
 
-async def _vectors(request: Request) -> tuple[list[tuple[float, ...]], EmbeddingBody, int]:
+async def _vectors(request: Request, body: EmbeddingBody) -> tuple[list[tuple[float, ...]], int]:
+    """The vectors of all texts, and how many tokens these have."""
     service: Service = request.app.state.service
-    body = await wire.read(request, EmbeddingBody)
     given = next((each for each in (body.input, body.content, body.prompt) if each is not None), None)
     asks = [Ask(prompt=each, pooling=body.pooling or "mean", max_tokens=0) for each in prompts(given, "input")]
     generations = await start_all(service, asks)
@@ -57,4 +58,4 @@ async def _vectors(request: Request) -> tuple[list[tuple[float, ...]], Embedding
     finally:
         close_all(generations)
     tokens = openai.usage([answer.end for answer in answers])["prompt_tokens"]
-    return [answer.end.embedding for answer in answers], body, tokens
+    return [answer.end.embedding for answer in answers], tokens

@@ -3,8 +3,8 @@
 To add a dialect, write one file beside this one with an async function for each of its routes, and list them in
 `routes.py`. Such a function
 
-1. reads the body: `body = await wire.read(request, Body)`, where Body is a msgspec struct (its mistakes become 400);
-2. translates it into an `Ask`: messages or a prompt, `Sampling`, limits, tools, a constraint;
+1. takes the request and, where there is one, its `body: Body`, a msgspec struct that is read before (mistakes are 400);
+2. translates the body into an `Ask`: messages or a prompt, `Sampling`, limits, tools, a constraint;
 3. starts it: `generation = await start(service, ask)`, which raises what is wrong with it before the first byte;
 4. translates the events. Streaming: `return wire.EventStream(chunks(generation), generation.close)`, where `chunks` is
    an async generator of bytes over `async for event in generation`. Whole: `await wire.whole(request, generation)`.

@@ -31,9 +31,9 @@ class NativeBody(SamplingFields):
     id_slot: int | None = None
 
 
-async def completion(request: Request) -> Response:
+async def completion(request: Request, body: NativeBody) -> Response:
+    """llama-server's completion."""
     service: Service = request.app.state.service
-    body = await wire.read(request, NativeBody)
     asks = [_ask(service, body, prompt) for prompt in _prompts(service, body.prompt)]
     generations = await start_all(service, asks)
     if body.stream:

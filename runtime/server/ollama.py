@@ -39,12 +39,12 @@ class _Body(msgspec.Struct, kw_only=True):
     stream: bool | None = None
 
 
-class ChatBody(_Body, kw_only=True):
+class OllamaChatBody(_Body, kw_only=True):
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
 
 
-class GenerateBody(_Body, kw_only=True):
+class OllamaGenerateBody(_Body, kw_only=True):
     prompt: str | None = None
     system: str | None = None
     raw: bool | None = None
@@ -53,9 +53,15 @@ class GenerateBody(_Body, kw_only=True):
     images: list[Any] | None = None
 
 
-async def chat(request: Request) -> Response:
+class OllamaShowBody(msgspec.Struct):
+    """There is one model, whichever is asked for."""
+
+    model: str | None = None
+
+
+async def chat(request: Request, body: OllamaChatBody) -> Response:
+    """Ollama's chat."""
     service: Service = request.app.state.service
-    body = await wire.read(request, ChatBody)
     if not body.messages:
         return wire.reply({**_heading(service), "message": _message(""), "done": True, "done_reason": "load"})
     for i, message in enumerate(body.messages):
@@ -65,9 +71,9 @@ async def chat(request: Request) -> Response:
     return await _answer(request, body, ask, lambda text, calls: {"message": _message(text, calls)})
 
 
-async def generate(request: Request) -> Response:
+async def generate(request: Request, body: OllamaGenerateBody) -> Response:
+    """Ollama's completion of one prompt."""
     service: Service = request.app.state.service
-    body = await wire.read(request, GenerateBody)
     for name in ("suffix", "template", "images"):
         if getattr(body, name):
             raise UserError(f"{name!r} is not supported", hint="leave it out")
@@ -177,19 +183,21 @@ def _figures(end: End) -> dict[str, Any]:
 
 
 async def tags(request: Request) -> Response:
+    """Ollama's list of models."""
     service: Service = request.app.state.service
     return wire.reply({"models": [_model(service)]})
 
 
 async def running(request: Request) -> Response:
+    """Ollama's list of loaded models."""
     service: Service = request.app.state.service
     never = "9999-12-31T23:59:59Z"  # the model stays until the server ends
     return wire.reply({"models": [{**_model(service), "expires_at": never, "size_vram": 0}]})
 
 
-async def show(request: Request) -> Response:
+async def show(request: Request, body: OllamaShowBody) -> Response:
+    """Ollama's facts about the model."""
     service: Service = request.app.state.service
-    await wire.read(request, msgspec.Raw)
     config = service.engine.model.config
     architecture = _architecture(service)
     return wire.reply(
@@ -209,6 +217,7 @@ async def show(request: Request) -> Response:
 
 
 async def version(request: Request) -> Response:
+    """The version, where Ollama's clients look for it."""
     return wire.reply({"version": __version__})
 
 

@@ -36,9 +36,9 @@ class ChatBody(SamplingFields):
     add_generation_prompt: bool | None = None
 
 
-async def chat_completions(request: Request) -> Response:
+async def chat_completions(request: Request, body: ChatBody) -> Response:
+    """OpenAI's chat."""
     service: Service = request.app.state.service
-    body = await wire.read(request, ChatBody)
     ask = to_ask(service, body)
     times = _count("n", body.n, 1, 1, MAX_ANSWERS)
     generations = await start_all(service, [ask], times=times)

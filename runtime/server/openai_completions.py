@@ -34,9 +34,9 @@ class CompletionBody(SamplingFields):
     stream_options: dict[str, Any] | None = None
 
 
-async def completions(request: Request) -> Response:
+async def completions(request: Request, body: CompletionBody) -> Response:
+    """OpenAI's completion of plain text."""
     service: Service = request.app.state.service
-    body = await wire.read(request, CompletionBody)
     asks = [_ask(service, body, prompt) for prompt in prompts(body.prompt)]
     times = 1 if body.n is None else body.n
     if not 1 <= times <= MAX_ANSWERS:

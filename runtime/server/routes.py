@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
-from starlette.requests import Request
 from starlette.responses import Response
 
 from . import about, anthropic, embeddings, native, ollama, openai_chat, openai_completions, page, texts
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[..., Awaitable[Response]]  # of the request and, where there is one, its body
 
 
 class Entry(NamedTuple):
@@ -18,6 +17,11 @@ class Entry(NamedTuple):
     method: str
     handler: Handler
     public: bool = False
+
+    @property
+    def body(self) -> type | None:
+        """The struct that the handler takes the body as."""
+        return get_type_hints(self.handler).get("body")
 
 
 ROUTES: tuple[Entry, ...] = (

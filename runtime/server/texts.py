@@ -31,9 +31,9 @@ class DetokenizeBody(msgspec.Struct):
     tokens: list[int] = []
 
 
-async def tokenize(request: Request) -> Response:
+async def tokenize(request: Request, body: TokenizeBody) -> Response:
+    """The tokens of a text."""
     service: Service = request.app.state.service
-    body = await wire.read(request, TokenizeBody)
     tokenizer = service.tokenizer
     text = body.content if body.content is not None else body.prompt
     # llama-server adds no start token unless asked to, vLLM does unless asked not to.
@@ -59,9 +59,9 @@ def _piece(data: bytes) -> str | list[int]:
         return list(data)
 
 
-async def detokenize(request: Request) -> Response:
+async def detokenize(request: Request, body: DetokenizeBody) -> Response:
+    """The text of tokens."""
     service: Service = request.app.state.service
-    body = await wire.read(request, DetokenizeBody)
     size = service.tokenizer.vocab_size
     for id in body.tokens:
         if not 0 <= id < size:
@@ -70,9 +70,9 @@ async def detokenize(request: Request) -> Response:
     return wire.reply({"content": text, "prompt": text})
 
 
-async def apply_template(request: Request) -> Response:
+async def apply_template(request: Request, body: ChatBody) -> Response:
+    """The prompt that the chat template makes of messages."""
     service: Service = request.app.state.service
-    body = await wire.read(request, ChatBody)
     prepared = await service.prepare(prepare, service, to_ask(service, body))
     return wire.reply({"prompt": prepared.prompt})
 
