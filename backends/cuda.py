@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from .blas_choice import explain
 from .cublas import CuBlas, find_cublas
 from .cuda_api import OUT_OF_MEMORY, Api, api, free_bytes, meaning, missing
 from .cuda_graph import CudaGraphs
+from .cuda_launch import Call, Launcher
 from .cuda_memory import SMALL, CudaBuffer, Staging
 from .errors import first_line
 from .gpu_blas import record
@@ -26,7 +26,7 @@ from .program_cache import ProgramCache, default_folder
 T = TypeVar("T")
 OPTIONS = ("-std=c++17", "-default-device")
 NON_BLOCKING = 1  # cudaStreamNonBlocking
-CTYPES = {"pointer": ctypes.c_void_p, "int": ctypes.c_int, "float": ctypes.c_float, "i64": ctypes.c_longlong}
+WAIT = "wait_for_predecessors"  # in the texts of kernels/cuda alone, whose kernels all come to it
 
 _thread = threading.local()  # `index`: the device that CUDA's calls of this thread mean
 
@@ -58,8 +58,10 @@ class CudaBackend(CudaGraphs):
             raise BackendUnavailable(f"{device}: cannot be opened: {meaning(error)}") from None
         self.cache = ProgramCache(cache_folder or default_folder())
         self.capability = int(properties["major"]), int(properties["minor"])
-        self._arch = _arch(self._api.nvrtc, *self.capability)
-        self.identity = _identity(self._api, device, self._arch)
+        self.multiprocessors = int(properties["multiProcessorCount"])
+        self._launcher = Launcher(self._api, self._stream, self.capability)
+        self._target = _arch(self._api.nvrtc, *self.capability)
+        self.identity = _identity(self._api, device, self._target)
         super().__init__(device, tuning or _tuning(properties), kernels)
 
     @classmethod
@@ -147,26 +149,19 @@ class CudaBackend(CudaGraphs):
         self._guarded("copying from the device", copy, nbytes)
 
     def _launch(self, kernel: Kernel, x: int, y: int, arguments: tuple[Any, ...]) -> None:
-        call: Call = kernel.handle
-        call.fill(arguments)
-        self._guarded(
-            f"kernel {kernel.name}",
-            lambda: self._api.driver.launchKernel(
-                call.function, x, y, 1, kernel.threads, 1, 1, 0, self._stream, call.address, 0
-            ),
-        )
+        self._guarded(f"kernel {kernel.name}", lambda: self._launcher.launch(kernel, x, y, arguments))
 
     def _sync(self) -> None:
         self._guarded("waiting for the device", lambda: self._api.runtime.streamSynchronize(self._stream))
 
     def _compile(self, text: str, signatures: dict[str, tuple[str, ...]]) -> dict[str, Any]:
         self._refuse_while_recording("a kernel is built")
-        driver, module = self._api.driver, self._module(text)
+        driver, module, waits = self._api.driver, self._module(text), WAIT in text
         functions = {
             name: self._guarded(f"kernel {name}", lambda name=name: driver.moduleGetFunction(module, name))
             for name in signatures
         }
-        return {name: Call(functions[name], signatures[name]) for name in signatures}
+        return {name: Call(functions[name], signatures[name], waits=waits) for name in signatures}
 
     def _module(self, text: str) -> int:
         def load(binary: bytes) -> int:
@@ -183,8 +178,8 @@ class CudaBackend(CudaGraphs):
         nvrtc = self._api.nvrtc
         program = nvrtc.createProgram(text, "layerlift.cu", (), ())
         try:
-            nvrtc.compileProgram(program, (f"-arch={self._arch}", *OPTIONS))
-            binary = nvrtc.getCUBIN(program) if self._arch.startswith("sm_") else nvrtc.getPTX(program)
+            nvrtc.compileProgram(program, (f"-arch={self._target}", *OPTIONS))
+            binary = nvrtc.getCUBIN(program) if self._target.startswith("sm_") else nvrtc.getPTX(program)
             return binary if isinstance(binary, bytes) else binary.encode()
         except RuntimeError as error:
             log = str(nvrtc.getProgramLog(program))
@@ -200,22 +195,6 @@ class CudaBackend(CudaGraphs):
 
     def open_blas(self, found: BlasProbe) -> VendorBlas:
         return CuBlas(found, self.device, self._guarded, self._stream, brain=self.capability >= (8, 0))
-
-
-class Call:
-    """A kernel's function and room for its arguments, which a launch copies: one set serves every launch."""
-
-    __slots__ = ("_pointers", "_values", "address", "function")
-
-    def __init__(self, function: int, signature: tuple[str, ...]):
-        self.function = function
-        self._values: list[Any] = [CTYPES[kind]() for kind in signature]
-        self._pointers = (ctypes.c_void_p * len(signature))(*map(ctypes.addressof, self._values))
-        self.address = ctypes.addressof(self._pointers)
-
-    def fill(self, arguments: tuple[Any, ...]) -> None:
-        for value, argument in zip(self._values, arguments, strict=True):
-            value.value = argument.ptr if isinstance(argument, CudaBuffer) else argument
 
 
 def _identity(modules: Api, device: DeviceInfo, arch: str) -> tuple[str, ...]:

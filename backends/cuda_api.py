@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -33,13 +34,26 @@ MEANINGS = {
 }
 
 
+class DriverError(RuntimeError):
+    """A call of the driver's that failed, as CuPy's errors are."""
+
+    def __init__(self, name: str, status: int):
+        super().__init__(f"{name} ended with CUDA error {status}")
+        self.status = status
+
+
+# cuLaunchKernelEx(address of a CUlaunchConfig, function, address of the arguments' addresses). Raises DriverError.
+LaunchEx = Callable[[int, int, int], None]
+
+
 @dataclass(frozen=True)
 class Api:
-    """The three modules, as CuPy 13 and 14 have them."""
+    """The three modules, as CuPy 13 and 14 have them, and what they lack of the driver (None: it has none)."""
 
     runtime: Any
     driver: Any
     nvrtc: Any
+    launch_ex: LaunchEx | None
 
 
 @functools.cache
@@ -47,7 +61,24 @@ def api() -> Api:
     """CuPy's modules. Raises ImportError where CuPy is missing or its own libraries are."""
     from cupy.cuda import driver, nvrtc, runtime
 
-    return Api(runtime, driver, nvrtc)
+    return Api(runtime, driver, nvrtc, _launch_ex())
+
+
+def _launch_ex() -> LaunchEx | None:
+    """cuLaunchKernelEx, which drivers have from CUDA 11.8 on."""
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            function = ctypes.CDLL(name).cuLaunchKernelEx
+        except (OSError, AttributeError):
+            continue
+        function.argtypes = (ctypes.c_void_p,) * 4
+
+        def launch(config: int, kernel: int, arguments: int, function: Any = function) -> None:
+            if status := function(config, kernel, arguments, None):
+                raise DriverError("cuLaunchKernelEx", status)
+
+        return launch
+    return None
 
 
 def cublas() -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 from .base import BackendError, DeviceInfo, DeviceOutOfMemory, KVStore, Stage, Step, Weight
 from .blas import VendorBlas
 from .cuda_api import Api
-from .gpu import GpuBackend
+from .cuda_ops import CudaOps
 from .gpu_memory import GpuArray, Pool
 from .gpu_programs import Tuning
 from .gpu_step import StepLayout
@@ -65,7 +65,7 @@ class DecodeGraph:
     recording: Recording | None = None
 
 
-class CudaGraphs(GpuBackend):
+class CudaGraphs(CudaOps):
     """The part of the CUDA backend that replays. A subclass supplies CuPy's modules, the stream and `_guarded`."""
 
     _api: Api

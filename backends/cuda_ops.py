@@ -28,7 +28,7 @@ PREFETCHED = 8 << 20  # bytes of the next weights that attention, which reads fe
 
 
 class CudaOps(GpuBackend):
-    """A subclass sets `capability`, (major, minor), and `multiprocessors`, and launches with Kernel.shared bytes."""
+    """A subclass sets `capability`, (major, minor), and `multiprocessors` before this starts."""
 
     capability: tuple[int, int]
     multiprocessors: int
@@ -40,6 +40,11 @@ class CudaOps(GpuBackend):
         self._best: tuple[GpuArray, GpuArray, GpuArray] | None = None  # the last logits, the highest of their parts
         self._after: WeakValueDictionary[str, Weight] = WeakValueDictionary()  # by name: what was used next, last time
         self._last = ""
+
+    def close(self) -> None:
+        self._zeros.clear()
+        self._best = None
+        super().close()
 
     # -- programs and workspaces --
 

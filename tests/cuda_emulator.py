@@ -1,7 +1,8 @@
 """Builds a text of kernels/cuda with this machine's C++ compiler and runs its kernels on the CPU, thread by thread.
 
 What the device would take by pointer is a NumPy array; writeable arrays are changed in place. The program runs in a
-process of its own, under AddressSanitizer and UBSan where a test asks: an array's end is the end of its memory.
+process of its own, under AddressSanitizer and UBSan where a test asks: an array's end is the end of its memory. With a
+`Memory`, pointers are addresses in a file that the program maps.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -29,12 +31,23 @@ def prelude() -> str:
     return (FOLDER / "cuda.h").read_text(encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class Memory:
+    """A file of `nbytes` that lies at address `base` in the program."""
+
+    path: str
+    base: int
+    nbytes: int
+
+
 class Emulator:
     """A built text. Use as a context: the process lives in between."""
 
-    def __init__(self, text: str, *, sanitize: bool = False):
-        self.signatures = sources.signatures(text)
-        self.driver = Driver([str(_build(text, sanitize))], 0, "", {"ASAN_OPTIONS": "detect_leaks=0"})
+    def __init__(self, text: str, *, sanitize: bool = False, memory: Memory | None = None):
+        self.signatures, self.memory = sources.signatures(text), memory
+        self.waits = "wait_for_predecessors()" in text.replace(prelude(), "")
+        place = [memory.path, str(memory.base), str(memory.nbytes)] if memory else []
+        self.driver = Driver([str(_build(text, sanitize)), *place], 0, "", {"ASAN_OPTIONS": "detect_leaks=0"})
 
     def __enter__(self):
         self.driver.__enter__()
@@ -50,6 +63,9 @@ class Emulator:
         assert len(kinds) == len(arguments), f"{name} takes {len(kinds)} arguments, {len(arguments)} were given"
         for kind, value in zip(kinds, arguments, strict=True):
             {"pointer": arrays, "float": numbers}.get(kind, integers).append(value)
+        if self.memory:
+            integers += [*(address or 0 for address in arrays), len(arrays)]
+            arrays = []
         wanted = [a for a in arrays if a is not None and a.flags.writeable]
         assert self.driver.call(name, integers, numbers, arrays, wanted) == 0
 

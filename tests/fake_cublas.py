@@ -61,23 +61,11 @@ class FakeCublas:
 
     def _multiply(self, m, n, k, one, a, b, code, old, c, ldc):
         w, x = self._values(a, m * k, code).reshape(m, k), self._values(b, n * k, code).reshape(n, k)
-        base, at = self._base(c)
-        held = self._bytes(base).view(np.float32)
-        y = np.lib.stride_tricks.as_strided(held[at // 4 :], (n, m), (4 * ldc, 4))
+        held = self.cuda.bytes(c, 4 * (ldc * (n - 1) + m)).view(np.float32)
+        y = np.lib.stride_tricks.as_strided(held, (n, m), (4 * ldc, 4))
         y[:] = one * (x @ w.T) + (old * y if old else 0)
-        self.cuda._cl.enqueue_copy(self.cuda._queue, self.cuda.memory[base], held)
 
     def _values(self, address, count, code):
-        data = self._bytes(address)
         if code == FLOAT:
-            return data.view(np.float32)[:count]
-        return (data.view(np.uint16)[:count].astype(np.uint32) << 16).view(np.float32)
-
-    def _base(self, address):
-        base = max(known for known in self.cuda.memory if known <= address)
-        return base, address - base
-
-    def _bytes(self, base):
-        host = np.empty(self.cuda._sizes[base] // 4 * 4, np.uint8)
-        self.cuda._cl.enqueue_copy(self.cuda._queue, host, self.cuda.memory[base])
-        return host
+            return self.cuda.bytes(address, 4 * count).view(np.float32)
+        return (self.cuda.bytes(address, 2 * count).view(np.uint16).astype(np.uint32) << 16).view(np.float32)

@@ -1,26 +1,31 @@
-"""A CUDA without a GPU: memory and kernels are PoCL's, the calls and their rules CUDA's, as CuPy's modules have them.
+"""A CUDA without a GPU: the calls and their rules are CUDA's, as CuPy's modules have them; kernels run in the emulator.
 
-Kernels get the OpenCL prelude in place of CUDA's; their shared text runs as it is. The stream is as lazy as it may be:
-copies and kernels run at the next wait, so that memory which changes before its copy is done shows in the results.
-Addresses are checked, freed memory is gone, and `fail` makes the next call of a name fail with a status.
+Device memory is a file that this process and the kernels' both map, the latter at its addresses. The stream is as lazy
+as it may be: copies and kernels run at the next wait, so that memory which changes before its copy is done shows in the
+results. Addresses are checked, freed memory is gone, and `fail` makes the next call of a name fail with a status.
 """
 
 from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Callable
+import mmap
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
+from cuda_emulator import Emulator, Memory, prelude
 from layerlift.backends.cuda_api import Api
+from layerlift.backends.cuda_launch import MOST_SHARED, SERIALIZATION, WITHOUT_ASKING, LaunchConfig
 from layerlift.kernels import sources
 
-OUT_OF_MEMORY, INVALID_IMAGE, ILLEGAL_ADDRESS, NOT_FOUND = 2, 200, 700, 500
+OUT_OF_MEMORY, INVALID_IMAGE, ILLEGAL_ADDRESS, NOT_FOUND, INVALID_VALUE = 2, 200, 700, 500, 1
 KINDS = {"pointer": ctypes.c_void_p, "int": ctypes.c_int, "float": ctypes.c_float, "i64": ctypes.c_longlong}
-SCALARS = {"pointer": None, "int": np.int32, "float": np.float32, "i64": np.int64}
+BASE, ADDRESSES = 0x7000_0000_0000, 8 << 30  # where device memory lies; no address is given out twice
 
 
 class FakeCudaError(RuntimeError):
@@ -30,13 +35,23 @@ class FakeCudaError(RuntimeError):
 
 
 @dataclass
+class Function:
+    module: Emulator
+    name: str
+    signature: tuple[str, ...]
+    waits: bool
+    shared: int = WITHOUT_ASKING
+
+
+@dataclass
 class FakeCuda:
     """`runtime`, `driver` and `nvrtc` are this object; `calls` counts by name."""
 
-    cl_device: Any
     capacity: int = 1 << 30
     major: int = 9
     minor: int = 0
+    driver: int = 13000
+    extended: bool = True  # whether the driver has cuLaunchKernelEx
     archs: tuple[int, ...] = (75, 80, 86, 89, 90, 100, 120)
     devices: int = 1
     calls: dict[str, int] = field(default_factory=dict)
@@ -45,26 +60,31 @@ class FakeCuda:
     hostAllocDefault, memcpyHostToDevice, memcpyDeviceToHost, memcpyDeviceToDevice = 0, 1, 2, 3
 
     def __post_init__(self) -> None:
-        import pyopencl as cl
-
-        self._cl = cl
-        self._context = cl.Context([self.cl_device])
-        self._queue = cl.CommandQueue(self._context)
-        self.memory: dict[int, Any] = {}
+        self._file = tempfile.NamedTemporaryFile(prefix="layerlift-fake-cuda-")  # noqa: SIM115  (closed in `close`)
+        self._file.truncate(ADDRESSES)  # holes take no room
+        self._memory = np.frombuffer(mmap.mmap(self._file.fileno(), ADDRESSES), np.uint8)
+        self._place = Memory(self._file.name, BASE, ADDRESSES)
         self._host: dict[int, Any] = {}
         self._sizes: dict[int, int] = {}
         self._next = itertools.count(1)
-        self._address = 0x7F00_0000_0000
+        self._address = BASE
         self._programs: dict[int, str] = {}
-        self._modules: dict[int, tuple[Any, dict[str, tuple[str, ...]]]] = {}
-        self._functions: dict[int, tuple[Any, tuple[str, ...]]] = {}
+        self._modules: dict[int, Emulator] = {}
+        self._functions: dict[int, Function] = {}
+        self.ran: list[str] = []  # kernels, in order
+        self.dependent = 0  # launches that may start before the one before them ends
         self._pending: list[Callable[[], None]] = []
         self.recording: list[Callable[[], None]] | None = None
         self._graphs: dict[int, list[Callable[[], None]]] = {}
 
     @property
     def api(self) -> Api:
-        return Api(self, self, self)
+        return Api(self, self, self, self.launch_ex if self.extended else None)
+
+    def close(self) -> None:
+        for module in self._modules.values():
+            module.__exit__(None, None, None)
+        self._file.close()
 
     @property
     def in_use(self) -> int:
@@ -97,7 +117,7 @@ class FakeCuda:
         return f"0000:{index:02x}:00.0"
 
     def driverGetVersion(self) -> int:
-        return 13000
+        return self.driver
 
     def setDevice(self, index: int) -> None:
         self._called("setDevice")
@@ -118,7 +138,6 @@ class FakeCuda:
         pending, self._pending = self._pending, []
         for work in pending:
             work()
-        self._queue.finish()
 
     def malloc(self, nbytes: int) -> int:
         self._called("malloc")
@@ -127,16 +146,14 @@ class FakeCuda:
             raise FakeCudaError(OUT_OF_MEMORY, "cudaErrorMemoryAllocation: out of memory")
         address = self._address
         self._address += (nbytes + 511) // 512 * 512
-        buffer = self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, nbytes)
-        self._cl.enqueue_copy(self._queue, buffer, np.full(nbytes, 0xFF, np.uint8))  # NaN, in every type
-        self.memory[address], self._sizes[address] = buffer, nbytes
+        self._sizes[address] = nbytes
+        self.bytes(address, nbytes)[:] = 0xFF  # NaN, in every type
         return address
 
     def free(self, address: int) -> None:
         self._called("free")
         if address:
             self.streamSynchronize(0)
-            self.memory.pop(address)
             self._sizes.pop(address)
 
     def hostAlloc(self, nbytes: int, flags: int) -> int:
@@ -151,28 +168,30 @@ class FakeCuda:
     def memcpyAsync(self, target: int, source: int, nbytes: int, kind: int, stream: int) -> None:
         self._called("memcpyAsync")
         if kind == self.memcpyDeviceToDevice:
-            assert nbytes <= min(self._sizes[target], self._sizes[source]), "a copy beyond the end of device memory"
-            self._enqueue(lambda: self._copy_across(source, target, nbytes))
+            self._enqueue(lambda: self._copy(self.bytes(target, nbytes), self.bytes(source, nbytes)))
             return
         assert kind in (self.memcpyHostToDevice, self.memcpyDeviceToHost)
         down = kind == self.memcpyDeviceToHost
-        buffer, host_address = self._buffer(source if down else target), target if down else source
-        assert nbytes <= self._sizes[source if down else target], "a copy beyond the end of device memory"
+        self.bytes(source if down else target, nbytes)
 
         def copy() -> None:
-            host = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(host_address))
-            self._cl.enqueue_copy(self._queue, *((host, buffer) if down else (buffer, host)), is_blocking=True)
+            host = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(target if down else source))
+            device = self.bytes(source if down else target, nbytes)
+            self._copy(*((host, device) if down else (device, host)))
 
         self._enqueue(copy)
 
-    def _copy_across(self, source: int, target: int, nbytes: int) -> None:
-        if source != target and nbytes:
-            self._cl.enqueue_copy(self._queue, self._buffer(target), self._buffer(source), byte_count=nbytes)
+    @staticmethod
+    def _copy(target: Any, source: Any) -> None:
+        target[:] = source
 
-    def _buffer(self, address: int) -> Any:
-        if address not in self.memory:
+    def bytes(self, address: int, nbytes: int = 1) -> Any:
+        """Device memory, as an array; all of it must have been allocated in one piece."""
+        base = next((b for b, size in self._sizes.items() if b <= address < b + size), None)
+        if base is None:
             raise FakeCudaError(ILLEGAL_ADDRESS, "cudaErrorIllegalAddress: an illegal memory access was encountered")
-        return self.memory[address]
+        assert address + nbytes <= base + self._sizes[base], "beyond the end of device memory"
+        return self._memory[address - BASE : address - BASE + nbytes]
 
     # -- compiler --
 
@@ -217,21 +236,23 @@ class FakeCuda:
             raise FakeCudaError(INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE: device kernel image is invalid")
         text = image[5:].decode()
         assert sources.read("cuda/prelude.h") in text
-        shared = text.replace(sources.read("cuda/prelude.h"), sources.read("opencl/prelude.h"))
-        program = self._cl.Program(self._context, shared).build(options=["-cl-std=CL1.2", "-w"])
-        module = next(self._next)
-        self._modules[module] = program, sources.signatures(text)
+        plain = text.replace(sources.read("cuda/prelude.h"), prelude()).replace(sources.read("cuda/ptx.h"), "")
+        self._modules[module := next(self._next)] = Emulator(plain, memory=self._place).__enter__()
         return module
 
     def moduleGetFunction(self, module: int, name: str) -> int:
-        program, signatures = self._modules[module]
-        if name not in signatures:
+        emulator = self._modules[module]
+        if name not in emulator.signatures:
             raise FakeCudaError(NOT_FOUND, "CUDA_ERROR_NOT_FOUND: named symbol not found")
-        kernel = self._cl.Kernel(program, name)
-        kernel.set_scalar_arg_dtypes([SCALARS[kind] for kind in signatures[name]])
-        function = next(self._next)
-        self._functions[function] = kernel, signatures[name]
+        self._functions[function := next(self._next)] = Function(
+            emulator, name, emulator.signatures[name], emulator.waits
+        )
         return function
+
+    def funcSetAttribute(self, function: int, attribute: int, value: int) -> None:
+        self._called("funcSetAttribute")
+        assert attribute == MOST_SHARED
+        self._functions[function].shared = value
 
     def launchKernel(
         self,
@@ -248,22 +269,34 @@ class FakeCuda:
         extra: int,
     ) -> None:
         self._called("launchKernel")
-        kernel, signature = self._functions[f]
-        assert (gz, by, bz, shared, extra) == (1, 1, 1, 0, 0)
+        assert (gz, by, bz, extra) == (1, 1, 1, 0)
+        self._start(self._functions[f], gx, gy, bx, shared, params)
+
+    def launch_ex(self, config: int, f: int, params: int) -> None:
+        self._called("launchKernel")
+        c, function = LaunchConfig.from_address(config), self._functions[f]
+        assert (c.grid_z, c.block_y, c.block_z, c.n_attributes) == (1, 1, 1, 1)
+        assert (c.attributes[0].id, c.attributes[0].value) == (SERIALIZATION, 1)
+        assert c.stream, "the kernel would run in the default stream"
+        assert function.waits, f"{function.name} would not wait for the kernel before it"
+        self.dependent += 1
+        self._start(function, c.grid_x, c.grid_y, c.block_x, c.shared, params)
+
+    def _start(self, function: Function, gx: int, gy: int, threads: int, shared: int, params: int) -> None:
         assert 0 < gy <= 65535, "CUDA takes no more groups that way"
-        assert bx <= 1024
+        assert threads <= 1024
+        if shared > function.shared:
+            raise FakeCudaError(INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE: invalid argument")
+        signature = function.signature
         pointers = (ctypes.c_void_p * len(signature)).from_address(params)
         values = [KINDS[kind].from_address(at or 0).value for kind, at in zip(signature, pointers, strict=True)]
-        arguments = [
-            (self._buffer(value) if value else None) if kind == "pointer" else value
-            for kind, value in zip(signature, values, strict=True)
-        ]
         addresses = [value for kind, value in zip(signature, values, strict=True) if kind == "pointer" and value]
 
         def run() -> None:
             for address in addresses:
-                self._buffer(address)  # a graph may outlive the memory it was recorded with
-            kernel(self._queue, (gx * bx, gy), (bx, 1), *arguments)
+                self.bytes(address)  # a graph may outlive the memory it was recorded with
+            self.ran.append(function.name)
+            function.module.launch(function.name, (gx, gy), threads, *values, shared=shared, seed=len(self.ran))
 
         self._enqueue(run)
 
@@ -303,18 +336,16 @@ class FakeCuda:
         self._pending.extend(self._graphs[graph])
 
 
-def install(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> FakeCuda:
-    """Puts a fake in the place of CuPy; skips the test where PoCL is missing."""
-    cl = pytest.importorskip("pyopencl", reason="the fake CUDA computes with PyOpenCL, which is not installed")
-    from opencl_here import opencl_device
-
-    device = opencl_device()
-    fake = FakeCuda(cl.get_platforms()[0].get_devices()[device.index], **settings)
-    monkeypatch.setattr("layerlift.backends.cuda.missing", lambda: "")
-    monkeypatch.setattr("layerlift.backends.cuda.api", lambda: fake.api)
+@contextmanager
+def installed(**settings: Any) -> Iterator[FakeCuda]:
+    """Puts a fake in the place of CuPy; skips the test where the emulator cannot be built."""
+    fake = FakeCuda(**settings)
 
     def no_cublas() -> None:
         raise ImportError("libcublas.so.13 is not there")
 
-    monkeypatch.setattr("layerlift.backends.cublas.cublas", no_cublas)
-    return fake
+    with closing(fake), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("layerlift.backends.cuda.missing", lambda: "")
+        patch.setattr("layerlift.backends.cuda.api", lambda: fake.api)
+        patch.setattr("layerlift.backends.cublas.cublas", no_cublas)
+        yield fake

@@ -18,13 +18,14 @@ from layerlift.backends.opcases import all_cases, judge, matrix, normal
 
 SMALL = Tuning(
     group=16, lanes=1, tile_tokens=16, tile_rows=16, thread_tokens=2, thread_rows=4, compact=True, units=4
-)  # what PoCL compiles and runs quickly
-QUICK = ("", "Q4_1")  # each format is a program that PoCL compiles; the text of the others is OpenCL's, tested there
+)  # of few threads, which the emulator runs quickly
+QUICK = ("", "Q4_1")  # each format is a program that the emulator compiles
 
 
 @pytest.fixture
-def fake(monkeypatch):
-    return fake_cuda.install(monkeypatch)
+def fake():
+    with fake_cuda.installed() as fake:
+        yield fake
 
 
 @pytest.fixture
@@ -39,8 +40,7 @@ def opened(folder, **options) -> CudaBackend:
 @pytest.fixture(scope="module")
 def shared():
     """One backend for the whole op table."""
-    with pytest.MonkeyPatch.context() as patch:
-        fake_cuda.install(patch)
+    with fake_cuda.installed():
         backend = CudaBackend.open(CudaBackend.probe().devices[0], tuning=SMALL)
         yield backend
         backend.close()
@@ -141,15 +141,15 @@ def test_a_device_that_is_gone_is_an_error_of_ours(fake, folder):
     backend.close()
 
 
-def test_another_thread_uses_the_right_device(monkeypatch, folder):
-    fake = fake_cuda.install(monkeypatch, devices=2)
-    second = CudaBackend.probe().devices[1]
-    backend = CudaBackend.open(second, tuning=SMALL, cache_folder=folder)
-    fake.calls.clear()
-    thread = threading.Thread(target=lambda: backend.upload(normal(1, 8)))
-    thread.start()
-    thread.join()
-    assert fake.calls["setDevice"] == 1
+def test_another_thread_uses_the_right_device(folder):
+    with fake_cuda.installed(devices=2) as fake:
+        second = CudaBackend.probe().devices[1]
+        backend = CudaBackend.open(second, tuning=SMALL, cache_folder=folder)
+        fake.calls.clear()
+        thread = threading.Thread(target=lambda: backend.upload(normal(1, 8)))
+        thread.start()
+        thread.join()
+        assert fake.calls["setDevice"] == 1
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ TOKENS = [1, 7, 250, 33, 4, 99, 12, 8, 3, 200, 41, 17, 5]
 def cuda(monkeypatch, tmp_path):
     monkeypatch.setenv("LAYERLIFT_CACHE", str(tmp_path))
     monkeypatch.setattr("layerlift.backends.cuda._tuning", lambda properties: SMALL)
-    return fake_cuda.install(monkeypatch)
+    with fake_cuda.installed() as fake:
+        yield fake
 
 
 def step_of(tokens, befores, kv):

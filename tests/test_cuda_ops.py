@@ -1,16 +1,29 @@
-"""The composites over the kernels of kernels/cuda, in the emulator, answer as float64 NumPy does."""
+"""The CUDA backend's composites over the kernels of kernels/cuda answer as float64 NumPy does."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
+import fake_cuda
 import numpy as np
 import pytest
-from emulated_cuda import EmulatedCuda
 from layerlift.backends import cuda_ops
 from layerlift.backends.base import Linear, Norm
+from layerlift.backends.cuda import CudaBackend
 from layerlift.backends.opcases import all_cases, judge, matrix, normal
 from layerlift.backends.oracle import exact_norm
+from test_cuda_backend import SMALL
 
 CASES = {str(case): case for case in all_cases()}
+
+
+@contextmanager
+def opened(capability=(9, 0)):
+    """A backend on a fake device, and the names of the kernels it ran."""
+    with fake_cuda.installed(major=capability[0], minor=capability[1]) as fake:
+        backend = CudaBackend.open(CudaBackend.probe().devices[0], tuning=SMALL)
+        yield backend, fake.ran
+        backend.close()
 
 
 def check(name, backend, *, relaxed):
@@ -20,23 +33,22 @@ def check(name, backend, *, relaxed):
 
 def test_a_layer_of_few_tokens_takes_one_kernel_for_each_composite(monkeypatch):
     monkeypatch.setattr(cuda_ops, "FEW", 8)
-    with EmulatedCuda() as backend:
+    with opened() as (backend, ran):
         for op in ("qkv", "gated", "project_add"):
             check(f"{op}[Q4_1 bias]", backend, relaxed=False)
         check("attend[ragged 6/2x64]", backend, relaxed=False)
-        ran = [name for name in backend.ran if name != "move_rows"]
-    assert ran == ["qkv", "gated", "project", "attend_few"]
+        assert [name for name in ran if name != "move_rows"] == ["qkv", "gated", "project", "attend_few"]
 
 
 @pytest.mark.slow
 def test_more_tokens_are_multiplied_on_tensor_cores():
-    with EmulatedCuda() as backend:
+    with opened() as (backend, ran):
         for op in ("qkv", "gated", "project_add"):
             check(f"{op}[Q6_K]", backend, relaxed=True)
         check("attend[prefill 8/2x64]", backend, relaxed=True)
-        assert backend.ran.count("rows_half") == 3
-        assert backend.ran.count("matmul_mma") == 6
-        assert backend.ran[-1] == "attend_many"
+        assert ran.count("rows_half") == 3
+        assert ran.count("matmul_mma") == 6
+        assert ran[-1] == "attend_many"
 
 
 @pytest.mark.slow
@@ -44,11 +56,11 @@ def test_more_tokens_are_multiplied_on_tensor_cores():
 def test_every_composite_and_attention_of_the_op_table(monkeypatch, few):
     monkeypatch.setattr(cuda_ops, "FEW", few)
     for fmt in ("F32", "Q8_0", "Q4_1", "Q6_K"):
-        with EmulatedCuda() as backend:
+        with opened() as (backend, _):
             for name, case in CASES.items():
                 if case.op in ("qkv", "gated", "project_add") and case.fmt == fmt:
                     check(name, backend, relaxed=few < 5)
-    with EmulatedCuda() as backend:
+    with opened() as (backend, _):
         for name, case in CASES.items():
             if case.op == "attend":
                 check(name, backend, relaxed=True)
@@ -58,7 +70,7 @@ def test_every_composite_and_attention_of_the_op_table(monkeypatch, few):
 @pytest.mark.parametrize("capability", [(7, 5), (8, 6)])
 def test_products_of_the_op_table_on_older_devices(capability):
     for fmt in ("BF16", "F16", "Q5_0", "IQ4_NL", "Q2_K", "F32"):
-        with EmulatedCuda(capability=capability) as backend:
+        with opened(capability) as (backend, _):
             for name, case in CASES.items():
                 if case.op == "matmul" and case.fmt == fmt:
                     check(name, backend, relaxed=True)
@@ -68,20 +80,20 @@ def test_the_likeliest_token_comes_from_the_head_s_own_kernel():
     rows, columns, tokens = 71, 96, 2
     raw, w = matrix("F16", rows, columns)
     x, weight = normal(tokens, columns), 1 + normal(columns, seed=1) / 4
-    with EmulatedCuda() as backend:
+    with opened() as (backend, ran):
         head = Linear(backend.load(raw, "F16", (rows, columns), "output"))
         logits = backend.head(backend.upload(x), Norm(backend.upload(weight), 1e-5), head)
         picked = backend.pick(logits)
         other = backend.pick(backend.upload(backend.download(logits)[:, ::-1].copy()))
-        ran, got = backend.ran, backend.download(logits)
+        got = backend.download(logits)
+        assert ran == ["head", "pick_best", "argmax"]
     np.testing.assert_allclose(got, exact_norm(x, weight, 1e-5) @ w.reshape(rows, columns).T, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(picked, got.argmax(-1))
     np.testing.assert_array_equal(other, rows - 1 - picked)
-    assert ran == ["head", "pick_best", "argmax"]
 
 
 def test_weights_are_not_kept_alive_by_their_order():
-    with EmulatedCuda() as backend:
+    with opened() as (backend, _):
         raw, _ = matrix("F16", 8, 32)
         before = len(backend._after)
         for name in ("a", "b"):

@@ -1,5 +1,9 @@
 // Takes launches from standard input, in the protocol of tests/native_driver.py: a name, integers (grid x and y, threads,
-// bytes of shared memory, seed, then the kernel's), numbers, arrays, each array in memory of exactly its size.
+// bytes of shared memory, seed, then the kernel's), numbers, arrays, each array in memory of exactly its size. Started with a
+// file, an address and a size, it maps the file there; arrays are then addresses behind the other integers, and their number.
+
+#include <fcntl.h>
+#include <sys/mman.h>
 
 static std::vector<int64_t> integers;
 static std::vector<double> numbers;
@@ -11,7 +15,17 @@ static void take(void *to, size_t size) {
   if (size && fread(to, 1, size, stdin) != size) exit(3);
 }
 
-int main() {
+static void map_memory(const char *path, const char *base, const char *size) {
+  void *wanted = (void *)strtoull(base, nullptr, 10);
+  int file = open(path, O_RDWR);
+  if (mmap(wanted, strtoull(size, nullptr, 10), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, file, 0) == wanted) return;
+  fprintf(stderr, "%s cannot be mapped at %s\n", path, base);
+  exit(4);
+}
+
+int main(int count, char **arguments) {
+  bool mapped = count > 3;
+  if (mapped) map_memory(arguments[1], arguments[2], arguments[3]);
   char name[17] = {0};
   while (fread(name, 1, 16, stdin) == 16) {
     u32 counts[3];
@@ -32,6 +46,10 @@ int main() {
       take(arrays.back(), size < 0 ? 0 : size);
       sizes.push_back(size < 0 ? 0 : size);
       wanted.push_back(want);
+    }
+    if (mapped) {
+      int64_t *end = integers.data() + integers.size() - 1;
+      for (int64_t *at = end - *end; at < end; at++) arrays.push_back((void *)*at);
     }
     int64_t result = -1;
     if (auto kernel = find_kernel(name)) {
