@@ -98,6 +98,54 @@ def test_openai_embeddings(openai):
     assert near > far
 
 
+ASKED = {"model": "default", "input": CAPITAL[0]["content"], "max_output_tokens": 32, "temperature": 0}
+
+
+def test_openai_response_and_stream(openai):
+    whole = openai.responses.create(**ASKED)
+    assert "Paris" in whole.output_text
+    assert whole.status == "completed"
+    parts = list(openai.responses.create(**ASKED, stream=True))
+    assert "".join(part.delta for part in parts if part.type == "response.output_text.delta") == whole.output_text
+    assert parts[-1].type == "response.completed"
+    assert parts[-1].response.usage.output_tokens == whole.usage.output_tokens
+    with openai.responses.stream(**ASKED) as stream:
+        stream.until_done()
+        assert stream.get_final_response().output_text == whole.output_text
+
+
+def test_openai_response_that_goes_on_from_another(openai):
+    first = openai.responses.create(**ASKED)
+    second = openai.responses.create(
+        model="default", input="What did I ask?", previous_response_id=first.id, max_output_tokens=48, temperature=0
+    )
+    assert "France" in second.output_text
+    assert openai.responses.retrieve(first.id).output_text == first.output_text
+    openai.responses.delete(first.id)
+
+
+def test_openai_response_with_a_call_and_its_result(openai):
+    tool = {"type": "function", "name": "look_up", "description": "Looks up", "parameters": SCHEMA}
+    choice = {"type": "function", "name": "look_up"}
+    first = openai.responses.create(**{**ASKED, "max_output_tokens": 100}, tools=[tool], tool_choice=choice)
+    (call,) = first.output
+    assert (call.type, call.name, set(json.loads(call.arguments))) == ("function_call", "look_up", {"city", "big"})
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "The city is Paris."}
+    asked = {**ASKED, "input": [*[{"role": "user", "content": ASKED["input"]}], *first.output, result]}
+    assert "Paris" in openai.responses.create(**asked, tools=[tool], tool_choice="none").output_text
+
+
+def test_openai_response_in_a_form(openai):
+    import pydantic
+
+    class City(pydantic.BaseModel):
+        city: str
+        big: bool
+
+    answer = openai.responses.parse(**ASKED, text_format=City)
+    assert isinstance(answer.output_parsed, City)
+
+
 def test_ollama_client(server):
     package = pytest.importorskip("ollama", reason="Ollama's client is not installed")
     client = package.Client(host=server.url)

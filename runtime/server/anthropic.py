@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..errors import ContextFull, UserError
+from ..errors import UserError
 from . import failures, fields, wire
 from .failures import Body as ErrorBody
 from .fields import SamplingFields
-from .generation import Ask, End, Generation, Piece, ToolPiece, prepare, start
+from .generation import Ask, End, Generation, Piece, ToolPiece, count, start
 from .service import Service
 
 ERROR_TYPES = {
@@ -64,12 +63,7 @@ async def messages(request: Request, body: MessagesBody) -> Response:
 async def count_tokens(request: Request, body: MessagesBody) -> Response:
     """How many tokens Anthropic's chat would read."""
     service: Service = request.app.state.service
-    ask = replace(_ask(service, body), max_tokens=0)
-    try:
-        prepared = await service.prepare(prepare, service, ask)
-    except ContextFull as error:  # it can be counted all the same
-        return wire.reply({"input_tokens": error.used})
-    return wire.reply({"input_tokens": len(prepared.request.tokens)})
+    return wire.reply({"input_tokens": await count(service, _ask(service, body))})
 
 
 # -- the question --
@@ -193,11 +187,11 @@ def _input(arguments: str) -> Any:
 
 
 def _event(kind: str, **values: Any) -> bytes:
-    return b"event: " + kind.encode() + b"\ndata: " + msgspec.json.encode({"type": kind, **values}) + b"\n\n"
+    return wire.typed_event({"type": kind, **values})
 
 
 def _failed(body: ErrorBody) -> bytes:
-    return b"event: error\ndata: " + msgspec.json.encode(body) + b"\n\n"
+    return wire.typed_event(body)
 
 
 async def _events(service: Service, generation: Generation) -> AsyncGenerator[bytes, None]:

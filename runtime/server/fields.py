@@ -93,6 +93,15 @@ def _bias(service: Service, given: Any) -> tuple[tuple[int, float], ...]:
     return tuple(out)
 
 
+def within(name: str, value: int | None, default: int, low: int, high: int) -> int:
+    """A count, or its default. Raises UserError naming the field."""
+    if value is None:
+        return default
+    if not low <= value <= high:
+        raise UserError(f"'{name}' is {value}, must be between {low} and {high}")
+    return value
+
+
 def limit(name: str, *given: int | None, default: int = -1) -> int:
     """The most tokens to write: the first that is given; -1 is no limit. Raises UserError naming the field."""
     tokens = next((value for value in given if value is not None), default)
@@ -125,7 +134,7 @@ def stops(service: Service, body: SamplingFields) -> tuple[str, ...]:
 
 def constraint(body: SamplingFields) -> Constraint | None:
     """What the answer must look like, by whichever field says so. Raises UserError."""
-    found = _response_format(body.response_format)
+    found = response_format(body.response_format, "response_format")
     if body.json_schema is not None:
         found = Constraint("json_schema", body.json_schema)
     if body.grammar:
@@ -135,7 +144,8 @@ def constraint(body: SamplingFields) -> Constraint | None:
     return found
 
 
-def _response_format(given: dict[str, Any] | None) -> Constraint | None:
+def response_format(given: dict[str, Any] | None, field: str) -> Constraint | None:
+    """The constraint of a `response_format`, or of the Responses API's flat `text.format`. Raises UserError."""
     kind = (given or {}).get("type", "text")
     if given is None or kind == "text":
         return None
@@ -145,6 +155,7 @@ def _response_format(given: dict[str, Any] | None) -> Constraint | None:
         inner = given.get("json_schema", given)
         schema = inner.get("schema") if isinstance(inner, Mapping) else None
         if not isinstance(schema, Mapping | bool):
-            raise UserError("'response_format.json_schema.schema' must be a JSON schema")
+            nested = "" if inner is given else ".json_schema"
+            raise UserError(f"'{field}{nested}.schema' must be a JSON schema")
         return Constraint("json_schema", schema)
-    raise UserError(f"'response_format.type' is {kind!r}, must be text, json_object or json_schema")
+    raise UserError(f"'{field}.type' is {kind!r}, must be text, json_object or json_schema")

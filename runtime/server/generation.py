@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import ContextFull, LayerliftError, UserError
+from ..errors import ContextFull, LayerliftError
 from ..request import Done, Event, Prefill, Request, Timings, Token
 from ..sampler import Sampling
 from .toolcalls import CallPiece, TextPiece, Tools
@@ -197,6 +197,15 @@ async def start_all(service: Service, asks: Sequence[Ask], *, times: int = 1) ->
     return started
 
 
+async def count(service: Service, ask: Ask) -> int:
+    """How many tokens a question has, also one that does not fit."""
+    try:
+        prepared = await service.prepare(prepare, service, replace(ask, max_tokens=0))
+    except ContextFull as error:
+        return error.used
+    return len(prepared.request.tokens)
+
+
 def close_all(generations: Sequence[Generation]) -> None:
     for generation in generations:
         generation.close()
@@ -361,27 +370,3 @@ class _Mailbox:
                 if handle is not None:
                     handle.cancel()
         return self._events.popleft()
-
-
-def checked_messages(messages: Any) -> list[dict[str, Any]]:
-    """Messages with roles that templates know. Raises UserError naming the field."""
-    if not isinstance(messages, list) or not messages:
-        raise UserError("'messages' must be a list with at least one message")
-    checked = []
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise UserError(f"'messages[{i}]' must be an object with a role")
-        role = "system" if message["role"] == "developer" else message["role"]
-        content = message.get("content")
-        if content is None and role != "assistant":
-            raise UserError(f"'messages[{i}].content' is missing")
-        for k, part in enumerate(content if isinstance(content, list) else ()):
-            if not isinstance(part, dict) or part.get("type") not in ("text", "input_text", "output_text", "refusal"):
-                kind = part.get("type") if isinstance(part, dict) else part
-                raise UserError(f"'messages[{i}].content[{k}]' is of type {kind!r}; this model takes text")
-        if isinstance(content, list):
-            content = [{"type": "text", "text": str(p.get("text", p.get("refusal", "")))} for p in content]
-        elif content is not None and not isinstance(content, str):
-            raise UserError(f"'messages[{i}].content' must be a text or a list of parts")
-        checked.append({**message, "role": role, "content": content if content is not None else ""})
-    return checked

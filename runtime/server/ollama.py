@@ -19,7 +19,8 @@ from .. import __version__
 from ..errors import UserError
 from . import failures, fields, wire
 from .fields import SamplingFields
-from .generation import Ask, Constraint, End, Generation, Piece, Reason, ToolPiece, checked_messages, start
+from .generation import Ask, Constraint, End, Generation, Piece, Reason, ToolPiece, start
+from .messages import checked_messages
 from .service import Service
 
 DONE_REASON: dict[Reason, str] = {"length": "length", "context": "length"}  # "stop" otherwise

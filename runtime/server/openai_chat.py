@@ -13,7 +13,8 @@ from starlette.responses import Response
 from ..errors import UserError
 from . import fields, openai, wire
 from .fields import SamplingFields
-from .generation import Ask, End, Generation, Piece, Progress, ToolPiece, checked_messages, close_all, start_all
+from .generation import Ask, End, Generation, Piece, Progress, ToolPiece, close_all, start_all
+from .messages import checked_messages
 from .service import Service
 
 MAX_ANSWERS = 16  # of `n`
@@ -40,7 +41,7 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
     """OpenAI's chat."""
     service: Service = request.app.state.service
     ask = to_ask(service, body)
-    times = _count("n", body.n, 1, 1, MAX_ANSWERS)
+    times = fields.within("n", body.n, 1, 1, MAX_ANSWERS)
     generations = await start_all(service, [ask], times=times)
     if body.stream:
         chunks = _chunks(service, body, generations)
@@ -63,13 +64,13 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
 
 def to_ask(service: Service, body: ChatBody) -> Ask:
     """The question of a body. Raises UserError naming the field."""
-    top = _count("top_logprobs", body.top_logprobs, 0, 0, 100)
+    top = fields.within("top_logprobs", body.top_logprobs, 0, 0, 100)
     if top and not body.logprobs:
         raise UserError("'top_logprobs' needs 'logprobs'")
     limit = fields.limit("max_tokens", body.max_completion_tokens, body.max_tokens, body.n_predict)
     tools = body.tools or []
     constraint = fields.constraint(body)
-    choice = _tool_choice(body.tool_choice)
+    choice = tool_choice(body.tool_choice)
     if constraint is not None and tools and choice not in ("auto", "none"):
         raise UserError("'tool_choice' and 'response_format' cannot both decide what the answer looks like")
     extra = {k: v for k, v in (body.chat_template_kwargs or {}).items() if k in TEMPLATE_FIELDS}
@@ -87,15 +88,8 @@ def to_ask(service: Service, body: ChatBody) -> Ask:
     )
 
 
-def _count(name: str, value: int | None, default: int, low: int, high: int) -> int:
-    if value is None:
-        return default
-    if not low <= value <= high:
-        raise UserError(f"'{name}' is {value}, must be between {low} and {high}")
-    return value
-
-
-def _tool_choice(given: str | dict[str, Any] | None) -> str:
+def tool_choice(given: str | dict[str, Any] | None) -> str:
+    """auto, none, required, or a function's name. Raises UserError."""
     if given is None or isinstance(given, str):
         return given or "auto"
     function = given.get("function", given)

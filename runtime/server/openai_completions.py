@@ -38,9 +38,7 @@ async def completions(request: Request, body: CompletionBody) -> Response:
     """OpenAI's completion of plain text."""
     service: Service = request.app.state.service
     asks = [_ask(service, body, prompt) for prompt in prompts(body.prompt)]
-    times = 1 if body.n is None else body.n
-    if not 1 <= times <= MAX_ANSWERS:
-        raise UserError(f"'n' is {times}, must be between 1 and {MAX_ANSWERS}")
+    times = fields.within("n", body.n, 1, 1, MAX_ANSWERS)
     if body.suffix:
         raise UserError("'suffix' is not supported", hint="leave it out")
     generations = await start_all(service, asks, times=times)

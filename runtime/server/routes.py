@@ -7,7 +7,7 @@ from typing import NamedTuple, get_type_hints
 
 from starlette.responses import Response
 
-from . import about, anthropic, embeddings, native, ollama, openai_chat, openai_completions, page, texts
+from . import about, anthropic, embeddings, native, ollama, openai_chat, openai_completions, page, responses, texts
 
 Handler = Callable[..., Awaitable[Response]]  # of the request and, where there is one, its body
 
@@ -38,6 +38,10 @@ ROUTES: tuple[Entry, ...] = (
     Entry("/v1/completions", "POST", openai_completions.completions),
     Entry("/completions", "POST", native.completion),
     Entry("/completion", "POST", native.completion),
+    Entry("/v1/responses", "POST", responses.responses),
+    Entry("/v1/responses/input_tokens", "POST", responses.input_tokens),
+    Entry("/v1/responses/{id}", "GET", responses.response),
+    Entry("/v1/responses/{id}", "DELETE", responses.forget),
     Entry("/v1/embeddings", "POST", embeddings.embeddings),
     Entry("/embeddings", "POST", embeddings.embedding),
     Entry("/embedding", "POST", embeddings.embedding),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import LayerliftError
 from ..sampler import Sampling
 from .metrics import Metrics
+from .recall import Recall
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -63,6 +64,7 @@ class Service:
         self.started = time.time()
         self.failure: BaseException | None = None
         self.metrics = Metrics()
+        self.recall = Recall()
         self.active: dict[int, Generation] = {}
         self.draining = False
         self._numbers = 0

@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from ..errors import UserError
 from . import wire
-from .generation import checked_messages, prepare
+from .generation import prepare
+from .messages import checked_messages
 from .openai_chat import ChatBody, to_ask
 from .service import Service
 

@@ -54,6 +54,11 @@ def event(value: Any) -> bytes:
     return b"data: " + _encode(value) + b"\n\n"
 
 
+def typed_event(value: dict[str, Any]) -> bytes:
+    """One server-sent event of JSON, named after its `type`."""
+    return b"event: " + value["type"].encode() + b"\n" + event(value)
+
+
 DONE = b"data: [DONE]\n\n"
 
 
