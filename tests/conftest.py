@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,57 @@ def tiny(tmp_path_factory):
         return made[key]
 
     return path
+
+
+@pytest.fixture
+def content(tmp_path) -> Path:
+    """A small sound GGUF that no runtime runs."""
+    from ggufs import small
+
+    return small().write(tmp_path / "m.gguf")
+
+
+@pytest.fixture
+def packed(tmp_path, content) -> Path:
+    """The same as a packed file."""
+    from layerlift.runtime.pack import pack
+
+    path = tmp_path / "m.llm"
+    pack(content, path, args="--temp 0\n")
+    return path
+
+
+@pytest.fixture
+def made(tmp_path):
+    """made(keys): the tokenizer of a GGUF with these keys."""
+    from ggufs import write
+    from layerlift.runtime.gguf import open_gguf
+    from layerlift.runtime.tokenizer import Tokenizer
+
+    def make(keys):
+        with open_gguf(write(tmp_path / "vocab.gguf", {}, keys)) as g:
+            return Tokenizer.from_gguf(g)
+
+    return make
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """A home and a cache of the test's own; no variable of the developer's moves a folder."""
+    from layerlift.runtime import library
+
+    for name in (
+        "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "LLAMA_CACHE", "OLLAMA_MODELS", "XDG_CACHE_HOME",
+    ):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", classmethod(lambda cls: tmp_path / "home"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("LAYERLIFT_CACHE", str(tmp_path / "cache"))
+    # A real service's store on the developer's machine is not ours to list.
+    user_store = tmp_path / "home" / ".ollama" / "models"
+    chosen = library.ollama_dirs
+    monkeypatch.setattr(library, "ollama_dirs", lambda: chosen() if "OLLAMA_MODELS" in os.environ else [user_store])
+    return tmp_path / "home"
 
 
 @pytest.fixture(scope="session")

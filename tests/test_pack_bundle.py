@@ -14,7 +14,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from ggufs import small
 from layerlift.runtime import library, pack_bundle
 from layerlift.runtime.errors import GGUFError
 from layerlift.runtime.pack import pack, repack
@@ -60,11 +59,6 @@ def engine(folder: Path, n_files: int = 20) -> Path:
         "layerlift/runtime/pack_start.py": ENGINE,
     }
     return wheel(folder, "layerlift", files)
-
-
-@pytest.fixture
-def content(tmp_path) -> Path:
-    return small().write(tmp_path / "m.gguf")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from layerlift.runtime.pack import pack, repack, unpack
 from layerlift.runtime.pack_bundle import gather
 from layerlift.runtime.pack_manifest import ALIGNMENT, PackError
 from layerlift.runtime.pack_verify import verify
-from test_pack import killed_while_packing
+from packing import killed_while_packing
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -1,4 +1,4 @@
-"""The sampler's steps against plain definitions, its order, its state, and what it costs."""
+"""The sampler: its settings, its order, its state, and what it costs."""
 
 from __future__ import annotations
 
@@ -7,124 +7,9 @@ import time
 
 import numpy as np
 import pytest
-from layerlift.runtime import samplers as step
 from layerlift.runtime.errors import BackendError, GrammarError, UserError
-from layerlift.runtime.sampler import (
-    DEFAULT_ORDER,
-    Sampled,
-    Sampler,
-    Sampling,
-    parse_samplers,
-    parse_sampling_seq,
-)
-
-VOCAB = 1000
-INF = math.inf
-
-
-def logits(seed=0, n=VOCAB, scale=3.0):
-    return (np.random.default_rng(seed).standard_normal(n) * scale).astype(np.float32)
-
-
-def candidates(values):
-    values = np.array(values, np.float32)
-    return np.arange(values.size, dtype=np.int32), values
-
-
-def chosen(sampling, values, count, context=()):
-    """The ids of `count` independent draws from the same logits."""
-    sampler = Sampler(sampling, context=context)
-    return np.array([sampler.sample(values).id for _ in range(count)])
-
-
-def softmax(values):
-    p = np.exp(values.astype(np.float64) - values.max())
-    return p / p.sum()
-
-
-# -- steps --
-
-
-@pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 1000, 4097, 50_000])
-@pytest.mark.parametrize("k", [1, 2, 40, 1000])
-def test_top_k_equals_a_full_stable_sort(n, k):
-    values = np.round(logits(n, n), 1)  # many ties
-    ids, best = step.top_k(np.arange(n, dtype=np.int32), values, k)
-    expected = np.argsort(-values, kind="stable")[:k]
-    assert ids.tolist() == expected.tolist()
-    assert best.tolist() == values[expected].tolist()
-
-
-def test_top_k_never_keeps_what_is_forbidden():
-    values = np.full(5000, -INF, np.float32)
-    values[[7, 4999]] = [1, 2]
-    ids, _ = step.top_k(np.arange(5000, dtype=np.int32), values, 40)
-    assert ids.tolist() == [4999, 7]
-
-
-def test_top_k_off_keeps_everything():
-    assert step.top_k(*candidates([1, 2, 3]), 0)[0].size == 3
-
-
-def test_ascending_sorts_a_whole_vocabulary_as_a_stable_sort_does():
-    values = np.round(logits(1, 9000), 1)
-    values[:4] = [0.0, -0.0, -INF, INF]
-    assert step.ascending(values).tolist() == np.argsort(values, kind="stable").tolist()
-
-
-@pytest.mark.parametrize(("p", "kept"), [(0.0, 1), (0.5, 1), (0.51, 2), (0.79, 2), (0.81, 3), (1.0, 4)])
-def test_top_p_keeps_the_fewest_that_reach_p(p, kept):
-    ids, _ = step.top_p(*candidates(np.log([0.1, 0.5, 0.1, 0.3]) + 1e-7), p)
-    assert set(ids.tolist()) == {1, 3, 0, 2} if kept == 4 else ids.tolist() == [1, 3, 0, 2][:kept]
-
-
-@pytest.mark.parametrize("scale", [0.01, 1.0, 5.0])
-def test_top_p_of_a_large_vocabulary_equals_the_definition(scale):
-    values = logits(2, 20_000, scale)
-    ids, _ = step.top_p(np.arange(20_000, dtype=np.int32), values, 0.9)
-    order = np.argsort(-values, kind="stable")
-    expected = int(np.argmax(np.cumsum(softmax(values)[order]) >= 0.9)) + 1
-    assert abs(ids.size - expected) <= 1  # one token on the edge may fall to rounding
-    assert ids.tolist() == order[: ids.size].tolist()
-
-
-def test_min_p_keeps_those_near_the_best():
-    ids, _ = step.min_p(*candidates(np.log([0.6, 0.05, 0.31, 0.04])), 0.5)
-    assert ids.tolist() == [0, 2]
-
-
-def test_typical_keeps_the_surprise_nearest_to_the_entropy():
-    # The entropy of these is 1.26 nats; the surprises are 0.69, 1.61, 1.61, 2.30.
-    ids, _ = step.typical_p(*candidates(np.log([0.5, 0.2, 0.2, 0.1])), 0.3)
-    assert ids.tolist() == [1, 2]
-
-
-@pytest.mark.parametrize("name", ["top_p", "min_p", "typical_p"])
-def test_min_keep_holds_for_every_truncation(name):
-    values = np.array([10, 0, -1, -2, -3], np.float32)
-    ids, _ = getattr(step, name)(*candidates(values), 0.9, 3)
-    assert ids.size == 3
-
-
-def test_penalties_follow_their_definition():
-    values = np.array([2.0, -2.0, 1.0, 5.0], np.float32)
-    tokens, counts = np.array([0, 1], np.int32), np.array([1, 3], np.int32)
-    _, out = step.penalties(*candidates(values), tokens, counts, repeat=2.0, presence=0.5, frequency=0.25)
-    assert out.tolist() == [1 - 0.75, -4 - 1.25, 1, 5]
-    assert values.tolist() == [2, -2, 1, 5]
-
-
-def test_penalties_find_tokens_among_candidates_and_ignore_the_rest():
-    ids, values = np.array([30, 10, 20], np.int32), np.array([3, 1, 2], np.float32)
-    tokens, counts = np.array([10, 99, 30], np.int32), np.array([2, 5, 1], np.int32)
-    _, out = step.penalties(ids, values, tokens, counts, repeat=1.0, presence=0.0, frequency=1.0)
-    assert out.tolist() == [2, -1, 2]
-
-
-def test_draw_never_takes_what_has_no_probability():
-    values = np.array([-INF, 0, -INF, 0, -INF], np.float32)
-    assert {step.draw(values, u) for u in (0.0, 0.2, 0.499, 0.5, 0.9, 1 - 2**-53)} == {1, 3}
-
+from layerlift.runtime.sampler import DEFAULT_ORDER, Sampled, Sampler, Sampling, parse_samplers, parse_sampling_seq
+from sampling import INF, VOCAB, chosen, logits, softmax
 
 # -- names --
 
@@ -297,54 +182,6 @@ def test_broken_logits_are_an_error_that_names_them(bad, settings):
         Sampler(Sampling(**settings)).sample(values)
     with pytest.raises(BackendError, match="-inf"):
         Sampler(Sampling(**settings)).sample(np.full(8, -INF, np.float32))
-
-
-# -- mirostat --
-
-
-@pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("tau", [2.0, 4.0])
-def test_mirostat_brings_the_surprise_to_its_target(version, tau):
-    values = (-1.5 * np.log(np.arange(1, 5001))).astype(np.float32)  # Zipf's law
-    surprise = -np.log2(softmax(values))
-    sampler = Sampler(Sampling(temperature=1, mirostat=version, mirostat_tau=tau, seed=3))
-    seen = []
-    for _ in range(1500):
-        token = sampler.sample(values).id
-        sampler.accept(token)
-        seen.append(surprise[token])
-    # The target is of the truncated distribution, whose surprises are lower than the whole one's.
-    assert np.mean(seen[300:]) == pytest.approx(tau, rel=0.35)
-
-
-def test_mirostat_1_chooses_k_by_the_papers_formula():
-    values = logits(3, 2000)
-    mu = 6.0
-    best = np.sort(values)[::-1][:100].astype(np.float64)
-    i = np.arange(1, 100)
-    t, b = np.log((i + 1) / i), best[:-1] - best[1:]
-    s = (t * b).sum() / (t * t).sum()
-    k = ((s - 1) * 2**mu / (1 - 2000 ** (1 - s))) ** (1 / s)
-    assert step.mirostat_1(*candidates(values), mu, 2000)[0].size == max(1, int(k))
-
-
-@pytest.mark.parametrize("values", [np.zeros(500), [3.0], [0.0] + [-INF] * 20, [1000.0, -1000.0]])
-@pytest.mark.parametrize("version", [1, 2])
-def test_mirostat_survives_extreme_logits(values, version):
-    values = np.array(values, np.float32)
-    sampler = Sampler(Sampling(mirostat=version, seed=1))
-    for _ in range(30):
-        found = sampler.sample(values)
-        assert values[found.id] > -INF
-        sampler.accept(found.id)
-
-
-def test_mirostat_learns_only_from_what_is_accepted():
-    sampler = Sampler(Sampling(mirostat=2, seed=1))
-    start = sampler._mu
-    token = sampler.sample(logits()).id
-    sampler.accept((token + 1) % VOCAB)
-    assert sampler._mu == start
 
 
 # -- grammar, by a stand-in --
