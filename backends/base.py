@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .draw import Draw, Picked
 from .errors import BackendError, BackendUnavailable, DeviceOutOfMemory, LayerliftError, UnsupportedFormat
 from .selection import highest
 
@@ -30,10 +31,12 @@ __all__ = [
     "BackendUnavailable",
     "DeviceInfo",
     "DeviceOutOfMemory",
+    "Draw",
     "KVStore",
     "LayerliftError",
     "Linear",
     "Norm",
+    "Picked",
     "Probe",
     "RopeSpec",
     "Span",
@@ -157,7 +160,7 @@ class Span:
 class Step:
     """One ragged forward pass over the tokens of any number of sequences."""
 
-    tokens: NDArray[np.int32]  # [T]
+    tokens: NDArray[np.int32] | Array  # [T], or `Picked.ids` of the step before
     positions: NDArray[np.int32]  # [T]
     rows: NDArray[np.int32]  # [T]: the cache row each token's key and value are written to
     spans: tuple[Span, ...]  # in order, covering [0, T)
@@ -275,8 +278,8 @@ class Backend(ABC):
     # -- primitives --
 
     @abstractmethod
-    def embed(self, table: Weight, tokens: NDArray[np.int32]) -> Array:
-        """Rows `tokens` [T] of `table` [vocab, d], dequantised: [T, d]."""
+    def embed(self, table: Weight, tokens: NDArray[np.int32] | Array) -> Array:
+        """Rows `tokens` [T] (or `Picked.ids`) of `table` [vocab, d], dequantised: [T, d]."""
 
     @abstractmethod
     def rms_norm(self, x: Array, norm: Norm, width: int = 0) -> Array:
@@ -361,9 +364,14 @@ class Backend(ABC):
         """Logits [n_out, vocab] of the last layer's output x [n_out, d]."""
         return self.linear(self.rms_norm(x, norm), w)
 
-    def pick(self, logits: Array) -> NDArray[np.int32]:
-        """The most likely token of each row of logits [n, vocab]; ties go to the lower id."""
-        return self.download(logits).argmax(axis=-1).astype(np.int32)
+    def can_draw(self, draw: Draw) -> bool:
+        """Whether `pick` takes tokens by these settings."""
+        return draw.temperature <= 0
+
+    def pick(self, logits: Array, draws: Sequence[Draw] = ()) -> Picked:
+        """A token of each row of logits [n, vocab] by `draws` [n], or the likeliest; of equals the one of lower id."""
+        ids = self.download(logits).argmax(axis=-1).astype(np.int32)
+        return Picked(lambda: ids)
 
     def topk(self, logits: Array, k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The k most likely tokens of each row of logits [n, vocab] and their logits, both [n, k], likeliest first.

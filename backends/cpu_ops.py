@@ -7,6 +7,7 @@ made once per step: at a hundred calls a token, Python's part must stay small be
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import c_float, c_int, c_int32, c_int64, c_void_p
 from typing import Any
 
@@ -14,7 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.cpu import native
-from .base import Activation, Array, AttnSpec, DeviceOutOfMemory, KVDtype, KVStore, Norm, RopeSpec, Stage, Step
+from .base import (
+    Activation,
+    Array,
+    AttnSpec,
+    DeviceOutOfMemory,
+    Draw,
+    KVDtype,
+    KVStore,
+    Norm,
+    Picked,
+    RopeSpec,
+    Stage,
+    Step,
+)
 from .cpu_kv import CpuKVStore
 from .cpu_memory import address
 from .cpu_program import Programs
@@ -227,11 +241,11 @@ class NativeOps(NumpyBackend):
         same = len(rows) == len(x) and (len(x) == 1 or np.array_equal(rows, np.arange(len(x))))
         return x if same else x[rows]
 
-    def pick(self, logits: Array) -> NDArray[np.int32]:
+    def pick(self, logits: Array, draws: Sequence[Draw] = ()) -> Picked:
         best = np.empty(len(logits), np.int32)
         if len(logits):
             self._lib.ll_argmax(self._ctx, address(logits), len(logits), logits.shape[1], address(best))
-        return best
+        return Picked(lambda: best)
 
     def top_k(self, logits: NDArray[np.float32], k: int) -> NDArray[np.int32]:
         """The ids of the k highest of one row of logits, in falling order; ties by rising id."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from .base import BackendError, BackendUnavailable, DeviceInfo, DeviceOutOfMemory, Probe
@@ -19,6 +20,7 @@ from .cuda_launch import Call, Launcher
 from .cuda_memory import SMALL, CudaBuffer, Staging
 from .errors import first_line
 from .gpu_blas import record
+from .gpu_memory import GpuArray
 from .gpu_programs import Kernel, Tuning
 from .kernel_settings import KernelSettings
 from .program_cache import ProgramCache, default_folder
@@ -147,6 +149,18 @@ class CudaBackend(CudaGraphs):
             return None
 
         self._guarded("copying from the device", copy, nbytes)
+
+    def fetch(self, x: GpuArray) -> Callable[[], NDArray[Any]]:
+        host = np.empty(x.shape, x.dtype)
+        wait = self._guarded("copying from the device", lambda: self._staging.fetch(x.handle.ptr, host))
+        if wait is None:
+            return super().fetch(x)
+
+        def finish() -> NDArray[Any]:
+            self._guarded("waiting for the device", wait)
+            return host
+
+        return finish
 
     def _launch(self, kernel: Kernel, x: int, y: int, arguments: tuple[Any, ...]) -> None:
         self._guarded(f"kernel {kernel.name}", lambda: self._launcher.launch(kernel, x, y, arguments))

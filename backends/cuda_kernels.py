@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..kernels import sources
+from .draw import Draw
 
 MATVEC_FORMATS = {  # weights that one 16-byte load brings
     "F32": 4, "F16": 8, "BF16": 8, "Q8_0": 16, "Q4_0": 32, "Q4_1": 32, "Q5_0": 32, "Q5_1": 32, "Q4_K": 32, "Q5_K": 32,
@@ -37,7 +38,7 @@ def matvec_ready(columns: int, *formats: str) -> bool:
 
 @dataclass(frozen=True)
 class Matvec:
-    """A program of matvec.h for `tokens` tokens: "project", "gated", "qkv" or "head", over `formats`.
+    """A program of matvec.h for `tokens` tokens: "project", "gated" or "qkv", over `formats`.
 
     `rows` is the size of the larger matrix; qkv has three formats, the others one.
     """
@@ -283,11 +284,12 @@ SLICE = 1024  # logits that a block of sample_slices sorts
 MOST_KEPT = 64  # the largest top_k of sample.h
 
 
-def sampling_ready(temperature: float, top_k: int, top_p: float, min_p: float) -> bool:
-    """Whether sample.h draws by these settings. With everything else (penalties, bias, grammar) the host draws."""
-    if temperature <= 0 or 1 <= top_k <= MOST_KEPT:
+def sampling_ready(draw: Draw) -> bool:
+    """Whether sample.h draws by these settings."""
+    if draw.temperature <= 0 or 1 <= draw.top_k <= MOST_KEPT:
         return True
-    return top_k <= 0 and top_p >= 1 and min_p <= 0
+    # From all tokens: a logit over a very small temperature is no number in f32.
+    return draw.top_k <= 0 and draw.top_p >= 1 and draw.min_p <= 0 and draw.temperature >= 1e-3
 
 
 def sample_text(slice_size: int = SLICE, *, prelude: str | None = None) -> str:
@@ -298,11 +300,6 @@ def sample_text(slice_size: int = SLICE, *, prelude: str | None = None) -> str:
 def sample_kept_shape(tokens: int, vocabulary: int, slice_size: int = SLICE) -> tuple[int, int, int]:
     """int64 workspace between the two; its second size is sample_slices' grid."""
     return tokens, -(-vocabulary // slice_size), MOST_KEPT
-
-
-def advance_text(*, prelude: str | None = None) -> str:
-    """advance and turn, of 128 threads."""
-    return text_of(("cuda/advance",), {"WARPS": 4}, prelude=prelude)
 
 
 def _ahead(fmt: str) -> int:

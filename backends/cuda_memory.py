@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 STAGING = 4 << 20  # bytes of pinned memory
 SMALL = STAGING // 4  # copies up to this size go through it
+SLOT, SLOTS = 4 << 10, 4  # bytes and number of the places for what comes while the host goes on
+NO_TIMING = 2  # cudaEventDisableTiming
 
 
 class CudaBuffer:
@@ -35,9 +38,11 @@ class Staging:
 
     def __init__(self, runtime: Any, stream: int):
         self._runtime, self._stream = runtime, stream
-        self._base = runtime.hostAlloc(STAGING, runtime.hostAllocDefault)
-        self._bytes = np.ctypeslib.as_array((ctypes.c_uint8 * STAGING).from_address(self._base))
+        nbytes = STAGING + SLOT * SLOTS
+        self._base = runtime.hostAlloc(nbytes, runtime.hostAllocDefault)
+        self._bytes = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(self._base))
         self._used = 0
+        self._slots = [(STAGING + SLOT * i, runtime.eventCreateWithFlags(NO_TIMING)) for i in range(SLOTS)]
 
     def copy_in(self, target: int, host: NDArray[Any]) -> None:
         """Queues a copy of a small contiguous array; the array may change at once."""
@@ -53,8 +58,25 @@ class Staging:
         runtime.streamSynchronize(self._stream)
         host.reshape(-1).view(np.uint8)[:] = self._bytes[at : at + host.nbytes]
 
+    def fetch(self, source: int, host: NDArray[Any]) -> Callable[[], None] | None:
+        """Queues a copy to a contiguous array; what it returns waits for it. None: too large, or no place left."""
+        if host.nbytes > SLOT or not self._slots:
+            return None
+        runtime, (at, event) = self._runtime, self._slots.pop()
+        runtime.memcpyAsync(self._base + at, source, host.nbytes, runtime.memcpyDeviceToHost, self._stream)
+        runtime.eventRecord(event, self._stream)
+
+        def wait() -> None:
+            runtime.eventSynchronize(event)
+            host.reshape(-1).view(np.uint8)[:] = self._bytes[at : at + host.nbytes]
+            self._slots.append((at, event))
+
+        return wait
+
     def close(self) -> None:
         if self._base:
+            for _, event in self._slots:
+                self._runtime.eventDestroy(event)
             self._runtime.freeHost(self._base)
             self._base = 0
 

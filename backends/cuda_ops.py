@@ -6,6 +6,7 @@ tokens. Longer ones multiply on tensor cores, activations rounded to halves (bou
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -13,8 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels import sources
-from .base import Activation, AttnSpec, KVStore, Linear, Norm, RopeSpec, Step, Weight
-from .cuda_kernels import AttendFew, AttendMany, MatmulMma, Matvec, matvec_ready
+from .base import Activation, AttnSpec, Draw, KVStore, Linear, Norm, Picked, RopeSpec, Step, Weight
+from .cuda_kernels import (
+    SLICE,
+    AttendFew,
+    AttendMany,
+    MatmulMma,
+    Matvec,
+    matvec_ready,
+    sample_kept_shape,
+    sample_text,
+    sampling_ready,
+)
+from .draw import LAYOUT, packed
 from .gpu import ACTIVATIONS, GpuBackend
 from .gpu_cache import turn
 from .gpu_device import handle_of
@@ -37,26 +49,27 @@ class CudaOps(GpuBackend):
         super().__init__(*arguments, **options)
         self._own: dict[Any, Program] = {}
         self._zeros: list[GpuArray] = []  # counters that kernels leave at zero; recorded graphs hold all of them
-        self._best: tuple[GpuArray, GpuArray, GpuArray] | None = None  # the last logits, the highest of their parts
+        self._likeliest: GpuArray | None = None  # draws at temperature 0
         self._after: WeakValueDictionary[str, Weight] = WeakValueDictionary()  # by name: what was used next, last time
         self._last = ""
 
     def close(self) -> None:
         self._zeros.clear()
-        self._best = None
+        self._likeliest = None
         super().close()
 
     # -- programs and workspaces --
 
-    def _kernel(self, program: Any, name: str, *, threads: int = 0, shared: int = 0, text: str = "") -> Kernel:
-        """A kernel of a program of cuda_kernels.py, built when first asked for."""
-        key = (program, name)
-        found = self._own.get(key)
+    def _kernel(
+        self, program: Any, name: str, *, threads: int = 0, shared: int = 0, text: Callable[[], str] | None = None
+    ) -> Kernel:
+        """A kernel of a program of cuda_kernels.py, or of its `text`, built when first asked for."""
+        found = self._own.get(program)
         if found is None:
-            text = text or program.text()
-            handles = self._compile(text, sources.signatures(text))
+            source = (text or program.text)()
+            handles = self._compile(source, sources.signatures(source))
             threads = threads or program.threads
-            found = self._own[key] = {n: Kernel(n, handle, threads, shared) for n, handle in handles.items()}
+            found = self._own[program] = {n: Kernel(n, handle, threads, shared) for n, handle in handles.items()}
         return found[name]
 
     def _counters(self, n: int) -> GpuArray:
@@ -115,7 +128,7 @@ class CudaOps(GpuBackend):
         program = MatmulMma(w.fmt, t)
         half, factors = self.empty((t, columns), np.uint16), self.empty((t,))
         kind = "rows_half", program.macros["BRAIN"]
-        kernel = self._kernel(kind, "rows_half", threads=program.threads, text=program.rows_half_text())
+        kernel = self._kernel(kind, "rows_half", threads=program.threads, text=program.rows_half_text)
         weight, eps = (norm.weight.handle, norm.eps) if norm else (None, 0.0)
         self.run_kernel(kernel, t, 1, x.handle, weight, eps, half.handle, factors.handle, columns)
         return half, factors
@@ -132,7 +145,7 @@ class CudaOps(GpuBackend):
         program = MatmulMma(w.fmt, t)
         key = w.fmt, program.tile_tokens
         kernel = self._kernel(
-            key, "matmul_mma", threads=program.threads, shared=program.shared_nbytes, text=program.text()
+            key, "matmul_mma", threads=program.threads, shared=program.shared_nbytes, text=program.text
         )
         splits = program.splits(t, columns, rows, self.multiprocessors)
         parts = self.empty(program.parts_shape(t, rows, splits)) if splits > 1 else None
@@ -224,34 +237,33 @@ class CudaOps(GpuBackend):
         after = self._after.get(self._last)
         next_handle, next_nbytes = (after.data.handle, min(after.nbytes, PREFETCHED)) if after else (None, 0)
         self.run_kernel(
-            self._kernel((few.head_dim, few.queries, few.dtype), "attend_few", threads=few.threads, text=few.text()),
+            self._kernel((few.head_dim, few.queries, few.dtype), "attend_few", threads=few.threads, text=few.text),
             *few.grid(t, splits), q.handle, kv.k.handle, kv.v.handle, o.handle, handle_of(parts), handle_of(counters),
             data, layout.first_at, layout.seen_at, spec.n_heads, kv.n_kv_heads, spec.scale, spec.window, spec.softcap,
             splits, next_handle, next_nbytes,
         )  # fmt: skip
         return o
 
-    def head(self, x: GpuArray, norm: Norm, w: Linear) -> GpuArray:
-        (t, columns), weight = x.shape, w.weight
-        if not 0 < t <= FEW or columns != weight.shape[1] or not matvec_ready(columns, weight.fmt):
-            return super().head(x, norm, w)
-        self._uses(weight)
-        rows = weight.shape[0]
-        program = Matvec("head", columns, t, (weight.fmt,), rows)
-        blocks, logits = program.blocks(rows), self.empty((t, rows))
-        values, places = self.empty((t, blocks)), self.empty((t, blocks), np.int32)
-        self.run_kernel(
-            self._kernel(program, "head"), blocks, 1, x.handle, norm.weight.handle, norm.eps, weight.data.handle,
-            handle_of(w.bias), logits.handle, values.handle, places.handle, rows,
-        )  # fmt: skip
-        self._best = logits, values, places
-        return logits
+    # -- the next token --
 
-    def pick(self, logits: GpuArray) -> NDArray[np.int32]:
-        if self._best is None or self._best[0] is not logits:
-            return super().pick(logits)
-        _, values, places = self._best
-        kernel = next(p["pick_best"] for key, p in self._own.items() if key[1] == "head")
-        picked = self.empty((len(logits),), np.int32)
-        self.run_kernel(kernel, len(logits), 1, values.handle, places.handle, picked.handle, values.shape[1])
-        return self.download(picked)
+    def can_draw(self, draw: Draw) -> bool:
+        return sampling_ready(draw)
+
+    def pick(self, logits: GpuArray, draws: Sequence[Draw] = ()) -> Picked:
+        n, vocabulary = logits.shape
+        if not draws and (self._likeliest is None or len(self._likeliest) < n):
+            self._likeliest = self.upload(packed([Draw()] * max(n, 64)).reshape(-1, LAYOUT.itemsize))
+        settings = self.upload(packed(draws)) if draws else self._likeliest
+        shape = sample_kept_shape(n, vocabulary)
+        kept, picked = self.empty(shape, np.int64), self.empty((n,), np.int32)
+        slices, choose = (
+            self._kernel("sample", name, threads=SLICE // 2, text=sample_text)
+            for name in ("sample_slices", "sample_pick")
+        )
+        self.run_kernel(slices, shape[1], n, logits.handle, handle_of(settings), kept.handle, vocabulary)
+        self.run_kernel(choose, n, 1, kept.handle, handle_of(settings), picked.handle, shape[1])
+        return Picked(self.fetch(picked), picked)
+
+    def fetch(self, x: GpuArray) -> Callable[[], NDArray[Any]]:
+        """Starts to bring a small array to the host; what it returns gives it, and is called once."""
+        return lambda: self.download(x)

@@ -7,10 +7,12 @@ quantised, their values exact. What differs from token to token goes up once per
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Activation, BackendError, KVStore, Linear, Norm, RopeSpec, Step, Weight
+from .base import Activation, BackendError, Draw, KVStore, Linear, Norm, Picked, RopeSpec, Step, Weight
 from .gpu_blas import GpuBlas
 from .gpu_cache import GpuCache, turn
 from .gpu_device import handle_of
@@ -25,12 +27,17 @@ ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_quick": 2, "relu2": 3}  # kernels/sha
 class GpuBackend(GpuBlas, GpuCache):
     # -- primitives --
 
-    def embed(self, table: Weight, tokens: NDArray[np.int32]) -> GpuArray:
+    def embed(self, table: Weight, tokens: NDArray[np.int32] | GpuArray) -> GpuArray:
         rows, columns = table.shape
         y = self.empty((len(tokens), columns))
         kernel = self.programs.get("product", table.fmt, _ragged(columns))["embed"]
-        listed = None if len(tokens) == 1 else self.upload(np.ascontiguousarray(tokens, np.int32))
-        token = int(tokens[0]) if len(tokens) == 1 else 0
+        listed, token = None, 0
+        if isinstance(tokens, GpuArray):
+            listed = tokens
+        elif len(tokens) == 1:
+            token = int(tokens[0])
+        else:
+            listed = self.upload(np.ascontiguousarray(tokens, np.int32))
         groups = self._groups(-(-columns // UNIT))
         self.run_kernel(
             kernel, groups, len(tokens), table.data.handle, handle_of(listed), token, y.handle, columns, rows
@@ -169,10 +176,10 @@ class GpuBackend(GpuBlas, GpuCache):
     def head(self, x: GpuArray, norm: Norm, w: Linear) -> GpuArray:
         return self._product(x, w.weight, norm, w.bias, None)
 
-    def pick(self, logits: GpuArray) -> NDArray[np.int32]:
+    def pick(self, logits: GpuArray, draws: Sequence[Draw] = ()) -> Picked:
         best = self.empty((len(logits),), np.int32)
         self.run_kernel(self._rows("argmax"), len(logits), 1, logits.handle, best.handle, logits.shape[1])
-        return self.download(best)
+        return Picked(lambda: self.download(best))
 
     def topk(self, logits: GpuArray, k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         n, width = logits.shape

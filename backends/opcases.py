@@ -141,7 +141,7 @@ def _elementwise() -> Iterator[OpCase]:
     yield OpCase("select", "rows", lambda be: be.download(be.select(be.upload(a), rows)), lambda: a[rows].astype(float))
     logits = normal(5, 4099)
     logits[1, [7, 4000]] = 50.0  # a tie: the lower id wins
-    yield OpCase("pick", "ties", lambda be: be.pick(be.upload(logits)), lambda: logits.argmax(-1).astype(float))
+    yield OpCase("pick", "ties", lambda be: be.pick(be.upload(logits)).wait(), lambda: logits.argmax(-1).astype(float))
     for k in (1, 40, 128, 200):
         yield OpCase(
             "topk", f"{k} ties", lambda be, k=k: be.topk(be.upload(logits), k)[0], lambda k=k: _best(logits, k)

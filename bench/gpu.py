@@ -133,7 +133,7 @@ def one_step(model: Model, step: Step) -> None:
     """A step to the picked tokens, which are waited for: what the engine does without sampling."""
     step.scratch.clear()
     backend, logits = model.logits(*model.forward(step))
-    backend.pick(logits)
+    backend.pick(logits).wait()
 
 
 def weight_bytes(model: Model) -> int:

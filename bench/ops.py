@@ -174,7 +174,7 @@ def _rows(backend: CpuBackend) -> Iterator[Timed]:
     d, d_ff, vocab = SHAPE.d, SHAPE.d_ff, SHAPE.vocab
     rope = RopeSpec(SHAPE.head_dim, "norm", SHAPE.rope_base ** (-np.arange(0, SHAPE.head_dim, 2) / SHAPE.head_dim))
     norm, logits = Norm(np.ones(d, np.float32), 1e-5), _normal(1, vocab)
-    yield Timed("argmax", f"{vocab}", lambda: backend.pick(logits), nbytes=logits.nbytes)
+    yield Timed("argmax", f"{vocab}", lambda: backend.pick(logits).wait(), nbytes=logits.nbytes)
     yield Timed("top_k", f"40 of {vocab}", lambda: backend.top_k(logits[0], 40), nbytes=logits.nbytes)
     for tokens in (1, 512):
         x, a, b = _normal(tokens, d), _normal(tokens, d_ff), _normal(tokens, d_ff)

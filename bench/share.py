@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..backends.cpu import CpuBackend
+from ..backends.draw import Picked
 from ..runtime.engine import Engine
 from ..runtime.model import Model
 from .measure import Test, measure
@@ -48,7 +49,8 @@ def idle_backend(backend: CpuBackend) -> Iterator[None]:
     try:
         for name, value in kept.items():
             setattr(backend, name, Idle(lib) if name == "_lib" else idle(value, lib))
-        members["pick"] = lambda logits: np.zeros(len(logits), np.int32)  # what was computed is no token
+        nothing = Picked(lambda: np.zeros(1, np.int32))  # what was computed is no token
+        members["pick"] = lambda logits, draws=(): nothing
         yield
     finally:
         members.pop("pick", None)

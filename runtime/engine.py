@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from ..backends.base import Array, Backend, KVDtype, Span, Step
 from .batch import choose
 from .errors import ContextFull, LayerliftError, UserError
+from .flight import Flight, Outputs, Part
 from .kv import KVCache, Sequence
 from .model import Model
 from .radix import common_prefix
 from .request import Request, Sink, Stream
-from .sampler import Sampled, Sampler
 from .session import Session
 from .task import Task
 
@@ -65,6 +65,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Task | Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: deque[Task] = deque()
         self._running: list[Task] = []
+        self._under_way: Flight | None = None  # a step that started before the tokens it reads were known here
         self._closed = False
         self._process = os.getpid()
         # A step must not run on while Python ends and takes the native library away below it.
@@ -145,9 +146,10 @@ class Engine:
             try:
                 self._drop_cancelled()
                 self._admit()
-                if self._running:
+                if self._running or self._under_way:
                     self._step()
             except Exception as error:  # the requests at hand fail; the engine goes on
+                self._under_way = None
                 for task in [*self._running]:
                     self._fail(task, error)
         for task in [*self._running, *self._waiting]:
@@ -156,6 +158,8 @@ class Engine:
 
     def _receive(self) -> bool:
         """Takes in what callers sent; waits only when there is nothing to run. False: time to end."""
+        if self._under_way:
+            return True  # its sequences hold rows that no one else must find; it is the last before the callers' turn
         idle = not self._running and not self._waiting
         while idle or not self._inbox.empty():
             idle = False
@@ -225,23 +229,63 @@ class Engine:
     # -- one step --
 
     def _step(self) -> None:
-        chosen = self._reserve()
-        if not chosen:
-            return
-        step = self._assemble(chosen)
-        origin, x = self.model.forward(step)
-        first = 0
-        logits_of: list[tuple[Task, int, int, int]] = []  # task, evaluated before, first output, end of outputs
+        flight, self._under_way = self._under_way, None
+        if flight:
+            self._catch_up(flight)
+        elif chosen := self._reserve():
+            flight = self._launch(chosen)
+        if flight:
+            self._under_way = self._launch_ahead(flight)
+            self._answer(flight)
+
+    def _launch(self, chosen: list[Chosen]) -> Flight:
+        """Starts a step. Its tokens count as evaluated from now on."""
+        origin, x = self.model.forward(self._assemble(chosen))
+        parts, first = [], 0
         for task, sequence, rows in chosen:
             before, count = sequence.length, len(rows)
             self._cache.commit(sequence, task.tokens[before : before + count])
             wanted = count if task.wants_all else int(task.pending == 0)
-            logits_of.append((task, before, first, first + wanted))
+            parts.append(Part(task, sequence, before, first, first + wanted))
             first += wanted
             if task.prompt_left:
                 task.prefilled(count)
-        if first:
-            self._answer(origin, x, logits_of)
+        return Flight(parts, origin, x, self._outputs(origin, x, parts))
+
+    def _launch_ahead(self, flight: Flight) -> Flight | None:
+        """Starts the next token of every sequence while those of `flight` are on their way here, where that is sure.
+
+        The device goes on with its own tokens. A sequence that ends with the one under way has computed one in vain.
+        """
+        parts, ids = flight.parts, flight.outputs.ids if flight.outputs else None
+        if ids is None or len(self.model.backends) > 1 or self._waiting or not self._inbox.empty():
+            return None
+        if [part.task for part in parts] != self._running:
+            return None
+        if not all(p.end == p.first + 1 and p.task.goes_on and p.sequence.length < self.context for p in parts):
+            return None
+        try:
+            chosen = [(part.task, part.sequence, self._cache.reserve(part.sequence, 1)) for part in parts]
+        except ContextFull:
+            for part in parts:
+                self._cache.rollback(part.sequence)
+            return None
+        origin, x = self.model.forward(self._assemble(chosen, ids))
+        ahead = [Part(task, seq, seq.length, i, i + 1) for i, (task, seq, _) in enumerate(chosen)]
+        return Flight(ahead, origin, x, self._outputs(origin, x, ahead, ahead=1))
+
+    def _catch_up(self, flight: Flight) -> None:
+        """The tokens that a step under way reads are known now. Sequences that ended with them are no longer part."""
+        flight.parts = [p for p in flight.parts if p.task in self._running and p.task.sequence is p.sequence]
+        for part in flight.parts:
+            self._cache.commit(part.sequence, part.task.tokens[part.before : part.before + 1])
+
+    def _outputs(self, origin: Backend, x: Array, parts: list[Part], *, ahead: int = 0) -> Outputs | None:
+        """The next tokens of a step; None where it has none, only embeddings or the middle of prompts."""
+        owners = [part.task for part in parts for _ in range(part.first, part.end)]
+        if all(task.is_embedding for task in owners):
+            return None
+        return Outputs(*self.model.logits(origin, x), owners, ahead=ahead)
 
     def _reserve(self) -> list[Chosen]:
         """Rows for each task's share of the next step. A task for which none are left makes room, waits or ends."""
@@ -288,67 +332,57 @@ class Engine:
         task.shifted(begin, end)
         return True
 
-    def _assemble(self, chosen: list[Chosen]) -> Step:
+    def _assemble(self, chosen: list[Chosen], ids: Array | None = None) -> Step:
+        """`ids`: one token of each sequence, which only the device knows."""
         total = sum(len(rows) for _, _, rows in chosen)
         tokens, positions = np.empty(total, np.int32), np.empty(total, np.int32)
         spans, outputs, start = [], [], 0
         for task, sequence, rows in chosen:
             count = len(rows)
             part = slice(start, start + count)
-            tokens[part] = task.tokens[sequence.length : sequence.length + count]
+            if ids is None:
+                tokens[part] = task.tokens[sequence.length : sequence.length + count]
             positions[part] = np.arange(sequence.length, sequence.length + count)
             spans.append(Span(start, count, sequence.rows))
             if task.wants_all:
                 outputs.extend(range(start, start + count))
-            elif task.pending == count:
+            elif ids is not None or task.pending == count:
                 outputs.append(start + count - 1)
             start += count
         all_rows = np.concatenate([rows for _, _, rows in chosen])
-        return Step(tokens, positions, all_rows, tuple(spans), np.array(outputs, np.int32), self._cache.stores)
+        wanted = np.array(outputs, np.int32)
+        return Step(tokens if ids is None else ids, positions, all_rows, tuple(spans), wanted, self._cache.stores)
 
-    def _answer(self, origin: Backend, x: Array, parts: list[tuple[Task, int, int, int]]) -> None:
+    def _answer(self, flight: Flight) -> None:
         """Turns outputs into the next token of each task that has one, or into its embedding."""
-        if any(task.is_embedding for task, *_ in parts):
-            states = self.model.states(origin, x)
-            for task, _, first, end in parts:
-                if task.is_embedding and end > first:
-                    task.pool(states[first:end])
-        tasks = [part for part in parts if part[3] > part[2] and not part[0].is_embedding]
-        picked: NDArray[np.int32] | None = None
-        best: tuple[NDArray[np.int32], NDArray[np.float32]] | None = None  # ids and logits, likeliest first
-        host = np.empty((0, 0), np.float32)
-        if tasks:
-            backend, logits = self.model.logits(origin, x)
-            if all(task.greedy for task, *_ in tasks):
-                picked = backend.pick(logits)
-            elif all(task.top_k for task, *_ in tasks):
-                best = backend.topk(logits, max(task.top_k for task, *_ in tasks))
-            else:
-                host = backend.download(logits)
-        for task, before, first, end in parts:
-            if end == first:
-                continue
+        parts, outputs = [part for part in flight.parts if part.end > part.first], flight.outputs
+        if any(part.task.is_embedding for part in parts):
+            states = self.model.states(flight.origin, flight.x)
+            for part in parts:
+                if part.task.is_embedding:
+                    part.task.pool(states[part.first : part.end])
+        if outputs:
+            outputs.receive()
+        for part in parts:
+            task = part.task
             if task.is_embedding:
                 if task.pending == 0:
                     task.end("length")
                     self._leave(task)
                 continue
+            assert outputs is not None
             if task.wants_all:
-                task.score_prompt(host[first:end], before)
-            if task.pending == 0 and picked is not None:
-                self._next_token(task, lambda _, at=end - 1: Sampled(int(picked[at])))
-            elif task.pending == 0 and best is not None:
-                self._next_token(task, lambda sampler, at=end - 1: sampler.sample_among(best[0][at], best[1][at]))
-            elif task.pending == 0:
-                self._next_token(task, lambda sampler, at=end - 1: sampler.sample(host[at]))
+                task.score_prompt(outputs.host[part.first : part.end], part.before)
+            if task.pending == 0:
+                self._next_token(task, outputs, part.end - 1)
 
-    def _next_token(self, task: Task, choose: Callable[[Sampler], Sampled]) -> None:
+    def _next_token(self, task: Task, outputs: Outputs, row: int) -> None:
         if task.request.max_tokens == 0:
             task.end("length")
             self._leave(task)
             return
         try:
-            if task.pick(choose(task.sampler)):
+            if task.pick(outputs.sampled(row)):
                 self._leave(task)
         except LayerliftError as error:
             self._fail(task, error)

@@ -246,7 +246,7 @@ class Model:
             own, tokens = rows[before:], np.zeros(count, np.int32)
             step = Step(tokens, own, own, (Span(0, count, rows),), np.array([count - 1], np.int32), stores)
             backend, logits = self.logits(*self.forward(step))
-            backend.pick(logits)
+            backend.pick(logits).wait()
             before += count
         lines = [backend.tune(matrices, MAX_STEP) for backend, matrices in self._matrices.items()]
         return [line for line in lines if line]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.draw import Draw
 from . import samplers as step
 from .errors import BackendError, GrammarError, UserError
 from .samplers import DEFAULT_ORDER, parse_samplers, parse_sampling_seq
@@ -166,6 +167,29 @@ class Sampler:
         if whole or s.temperature <= 0 or s.top_k <= 0 or first != "top_k":
             return 0
         return max(s.top_k, s.min_keep)
+
+    def draw(self, number: int) -> Draw | None:
+        """The choice after `number` others, where it needs nothing but the logits as they are; None: it needs more.
+
+        A device that makes it draws with random numbers of its own, from the same distribution.
+        """
+        s = self.sampling
+        if self.greedy:
+            return Draw()
+        changed = self._matcher is not None or s.logit_bias or s.penalizes or s.n_probs >= 0 or s.mirostat
+        if changed or s.temperature <= 0 or s.min_keep > 1 or ("typ_p" in s.samplers and s.typical_p < 1):
+            return None
+        steps = [name for name in s.samplers if name not in ("penalties", "typ_p")]
+        if steps != [name for name in ("top_k", "top_p", "min_p", "temperature") if name in steps]:
+            return None
+        return Draw(
+            s.temperature if "temperature" in steps else 1.0,
+            s.top_k if "top_k" in steps else 0,
+            s.top_p if "top_p" in steps else 1.0,
+            s.min_p if "min_p" in steps else 0.0,
+            self.seed,
+            number,
+        )
 
     def sample_among(self, ids: NDArray[np.int32], logits: NDArray[np.float32]) -> Sampled:
         """The choice that `sample` makes, from the `top_k` likeliest tokens alone, as a backend's `topk` gives them."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.draw import Draw
 from .request import Done, Prefill, Reason, Request, Sink, Stream, Timings, Token
 from .sampler import Sampled, Sampler
 from .stops import StopStrings
@@ -74,6 +75,17 @@ class Task:
         if self.prompt_left and self.request.prompt_logprobs:
             return 0
         return 1 if self.greedy else self.sampler.top_k
+
+    def draw(self, ahead: int = 0) -> Draw | None:
+        """The choice of the next token, or the one `ahead` tokens later; None where it needs all logits here."""
+        if self.prompt_left and self.request.prompt_logprobs:
+            return None
+        return self.sampler.draw(self._timings.generated_tokens + ahead)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a token may be wanted after the next one."""
+        return self.request.max_tokens < 0 or self._timings.generated_tokens + 1 < self.request.max_tokens
 
     # -- progress --
 

@@ -74,6 +74,7 @@ class FakeCuda:
         self.ran: list[str] = []  # kernels, in order
         self.dependent = 0  # launches that may start before the one before them ends
         self._pending: list[Callable[[], None]] = []
+        self._events: dict[int, int] = {}  # how much of the stream's work was queued before each
         self.recording: list[Callable[[], None]] | None = None
         self._graphs: dict[int, list[Callable[[], None]]] = {}
 
@@ -136,7 +137,28 @@ class FakeCuda:
         self._called("streamSynchronize")
         self._not_recording()
         pending, self._pending = self._pending, []
+        self._events = dict.fromkeys(self._events, 0)
         for work in pending:
+            work()
+
+    def eventCreateWithFlags(self, flags: int) -> int:
+        assert flags == 2, "an event that takes times is slow"
+        return next(self._next)
+
+    def eventDestroy(self, event: int) -> None:
+        self._events.pop(event, None)
+
+    def eventRecord(self, event: int, stream: int) -> None:
+        self._not_recording()
+        self._events[event] = len(self._pending)
+
+    def eventSynchronize(self, event: int) -> None:
+        """Runs what was queued before the event was, and no more."""
+        self._called("eventSynchronize")
+        before = self._events[event]
+        now, self._pending = self._pending[:before], self._pending[before:]
+        self._events = {e: max(at - before, 0) for e, at in self._events.items()}
+        for work in now:
             work()
 
     def malloc(self, nbytes: int) -> int:

@@ -92,13 +92,13 @@ def _as_float32(x, dtype):
 def check_picks(backend):
     """The highest of many, and the k highest, with ties."""
     x = np.round(normal(3, 4099) * 20) / 20
-    np.testing.assert_array_equal(backend.pick(x), x.argmax(axis=1))
+    np.testing.assert_array_equal(backend.pick(x).wait(), x.argmax(axis=1))
     lost = np.zeros((64, 256), np.float32)
     lost[np.arange(64), 128 + np.arange(64)] = 9.0
     for gap in (-32, -16, 16, 32):  # a NaN in the same lane hides nothing
         x_gap = lost.copy()
         x_gap[np.arange(64), (128 + np.arange(64) + gap) % 256] = np.nan
-        np.testing.assert_array_equal(backend.pick(x_gap), 128 + np.arange(64))
+        np.testing.assert_array_equal(backend.pick(x_gap).wait(), 128 + np.arange(64))
     for k in (1, 40, 4099):
         np.testing.assert_array_equal(backend.top_k(x[0], k), np.argsort(-x[0], kind="stable")[:k])
 

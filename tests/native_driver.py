@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layerlift.backends.base import DeviceInfo, Weight
+from layerlift.backends.base import DeviceInfo, Picked, Weight
 from layerlift.backends.cpu_kv import STORAGE
 from layerlift.backends.cpu_ops import ACTIVATIONS
 from layerlift.backends.formats import BY_NAME
@@ -221,10 +221,10 @@ class DriverBackend(NumpyBackend):
         self._call("add", [*a.shape, a.size != b.size], arrays=[a, b, y], wanted=[y])
         return y
 
-    def pick(self, logits):
+    def pick(self, logits, draws=()):
         best = np.full(len(logits), -1, np.int32)
         self._call("argmax", [*logits.shape], arrays=[logits, best], wanted=[best])
-        return best
+        return Picked(lambda: best)
 
     def top_k(self, logits, k):
         best = np.full(min(k, len(logits)), -1, np.int32)

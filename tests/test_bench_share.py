@@ -18,10 +18,10 @@ def test_native_calls_do_nothing_while_idle_and_compute_again_after(tiny):
         x = np.full((1, 8), 2.0, np.float32)
         with idle_backend(backend):
             backend.add(x, x)
-            assert backend.pick(np.array([[0.0, 1.0]], np.float32)).tolist() == [0]
+            assert backend.pick(np.array([[0.0, 1.0]], np.float32)).wait().tolist() == [0]
             assert backend._lib.ll_program_run(1, 2, 3) == 0
         np.testing.assert_array_equal(backend.add(x, x), x + x)
-        assert backend.pick(np.array([[0.0, 1.0]], np.float32)).tolist() == [1]
+        assert backend.pick(np.array([[0.0, 1.0]], np.float32)).wait().tolist() == [1]
 
 
 def test_the_share_is_below_the_whole(tiny):

@@ -259,7 +259,7 @@ def test_pick_takes_the_highest_and_of_equals_the_first(ops, columns):
     x = normal(3, columns)
     x[1, columns // 2 :: 7] = 9.0
     x[2] = -np.inf
-    np.testing.assert_array_equal(ops.pick(x), x.argmax(axis=1))
+    np.testing.assert_array_equal(ops.pick(x).wait(), x.argmax(axis=1))
 
 
 @pytest.mark.parametrize(("columns", "k"), [(1000, 40), (128256, 40), (128256, 1), (50, 50), (10, 40), (700, 699)])
@@ -288,4 +288,4 @@ def test_a_nan_hides_no_neighbour_from_pick(ops, gap):
     x, highest = np.zeros((64, 256), np.float32), 128 + np.arange(64)
     x[np.arange(64), highest] = 9.0
     x[np.arange(64), (highest + gap) % 256] = np.nan
-    np.testing.assert_array_equal(ops.pick(x), highest)
+    np.testing.assert_array_equal(ops.pick(x).wait(), highest)

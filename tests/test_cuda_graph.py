@@ -71,17 +71,18 @@ def test_two_sequences_with_lengths_of_their_own(tiny, cuda):
         assert [key[1] for key in graphs] == [1, 2]
 
 
-def test_a_replayed_step_is_one_copy_up_one_down_and_three_launches_around_the_graph(tiny, cuda):
+def test_a_replayed_step_is_one_copy_up_one_down_and_four_launches_around_the_graph(tiny, cuda):
     with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model:
         kv, (backend,) = stores(model), model.backends
         for i in range(4):
             before = Counter(cuda.calls)
             _, logits = model.logits(*model.forward(step_of([TOKENS[i]], [i], kv)))
-            backend.pick(logits)
-        # Launched: embedding, head, argmax. Copied: the step up, the hidden state in and out, the token down.
+            backend.pick(logits).wait()
+        # Launched: embedding, head, the two of the choice. Copied: the step up, the hidden state in and out, the token.
         spent = Counter(cuda.calls) - before
         assert spent["graphLaunch"] == 1
-        assert (spent["launchKernel"], spent["memcpyAsync"], spent["streamSynchronize"]) == (3, 4, 1)
+        assert (spent["launchKernel"], spent["memcpyAsync"], spent["eventSynchronize"]) == (4, 4, 1)
+        assert not spent["streamSynchronize"]
         assert not spent["malloc"]
 
 
@@ -153,6 +154,35 @@ def test_the_engine_answers_as_without_a_gpu(tiny, cuda):
 
     assert answer(ngl=999, gpu="nvidia") == answer(ngl=0)
     assert cuda.calls["graphLaunch"] >= 9
+
+
+def test_drawn_tokens_repeat_with_their_seed_whatever_else_is_in_the_steps(tiny, cuda):
+    drawn = Request(TOKENS[:4], Sampling(seed=11), max_tokens=10, ignore_eos=True)
+    other = Request(TOKENS[:3], Sampling(temperature=0.9, n_probs=2, seed=4), max_tokens=7, ignore_eos=True)
+    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model, Engine(model, context=100) as engine:
+        alone = [t.id for t in engine.submit(drawn).result().tokens]
+        assert cuda.ran.count("sample_pick") >= len(alone)
+        together = [engine.submit(request) for request in (drawn, other)]
+        assert [t.id for t in together[0].result().tokens] == alone
+        assert all(t.logprob is not None for t in together[1].result().tokens), "these need all logits on the host"
+        again = Request(TOKENS[:4], Sampling(seed=12), max_tokens=10, ignore_eos=True)
+        assert [t.id for t in engine.submit(again).result().tokens] != alone
+
+
+def test_the_next_step_starts_before_the_host_has_the_token(tiny, cuda):
+    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model, Engine(model, context=100) as engine:
+        seen: list[tuple[int, int]] = []
+        take = cuda.eventSynchronize
+
+        def waiting(event):
+            seen.append((len(cuda._pending), cuda._events[event]))
+            take(event)
+
+        cuda.eventSynchronize = waiting
+        engine.submit(Request(TOKENS[:4], Sampling(seed=3), max_tokens=8, ignore_eos=True)).result()
+    assert len(seen) == 8
+    assert all(queued > before for queued, before in seen[:-1]), "the device had nothing to go on with"
+    assert seen[-1][0] == seen[-1][1], "a step behind the last token"
 
 
 def test_memory_is_weights_cache_and_a_little_and_closing_gives_it_back(tiny, cuda):

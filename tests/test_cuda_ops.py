@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import fake_cuda
 import numpy as np
 import pytest
 from layerlift.backends import cuda_ops
-from layerlift.backends.base import Linear, Norm
+from layerlift.backends.base import Draw
 from layerlift.backends.cuda import CudaBackend
 from layerlift.backends.opcases import all_cases, judge, matrix, normal
-from layerlift.backends.oracle import exact_norm
 from test_cuda_backend import SMALL
 
 CASES = {str(case): case for case in all_cases()}
@@ -76,20 +76,20 @@ def test_products_of_the_op_table_on_older_devices(capability):
                     check(name, backend, relaxed=True)
 
 
-def test_the_likeliest_token_comes_from_the_head_s_own_kernel():
-    rows, columns, tokens = 71, 96, 2
-    raw, w = matrix("F16", rows, columns)
-    x, weight = normal(tokens, columns), 1 + normal(columns, seed=1) / 4
+def test_tokens_are_picked_on_the_device_and_come_while_it_goes_on():
+    logits = normal(3, 1500)
     with opened() as (backend, ran):
-        head = Linear(backend.load(raw, "F16", (rows, columns), "output"))
-        logits = backend.head(backend.upload(x), Norm(backend.upload(weight), 1e-5), head)
-        picked = backend.pick(logits)
-        other = backend.pick(backend.upload(backend.download(logits)[:, ::-1].copy()))
-        got = backend.download(logits)
-        assert ran == ["head", "pick_best", "argmax"]
-    np.testing.assert_allclose(got, exact_norm(x, weight, 1e-5) @ w.reshape(rows, columns).T, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(picked, got.argmax(-1))
-    np.testing.assert_array_equal(other, rows - 1 - picked)
+        x = backend.upload(logits)
+        first = backend.pick(x)
+        backend.add(x, x)
+        np.testing.assert_array_equal(first.wait(), logits.argmax(-1))
+        assert ran == ["sample_slices", "sample_pick"], "what came behind was waited for too"
+        draw = Draw(0.9, top_k=2, seed=5)
+        second = backend.pick(x, [draw, Draw(), replace(draw, number=1)]).wait()
+        best = np.argsort(-logits, axis=-1)[:, :2]
+        assert second[1] == best[1, 0]
+        assert second[0] in best[0]
+        assert second[2] in best[2]
 
 
 def test_weights_are_not_kept_alive_by_their_order():

@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cuda_emulator import Emulator, prelude, read_only
-from layerlift.backends import cuda_kernels
 from layerlift.backends.cuda_kernels import SLICE, sample_kept_shape, sample_text, sampling_ready
-from layerlift.backends.gpu_step import StepLayout
-from layerlift.backends.opcases import one_step, rope_spec
+from layerlift.backends.draw import Draw, packed
 from layerlift.runtime import samplers
 from nvrtc import nvrtc, spills
 
@@ -21,20 +19,14 @@ def emulator():
         yield e
 
 
-def sample(e, logits, settings, seeds, slice_size=SLICE):
-    """One launch of both kernels; the tokens, and how often each sequence has drawn."""
+def sample(e, logits, settings, draws, slice_size=SLICE):
+    """The tokens of one launch of both kernels; `draws` are pairs of a seed and a number."""
     tokens, vocabulary = logits.shape
     kept = np.full(sample_kept_shape(tokens, vocabulary, slice_size), -1, np.int64)
-    settings = read_only(np.broadcast_to(np.asarray(settings, np.float32), (tokens, 4)).copy())
-    random = np.stack([np.asarray(seeds, np.int64), np.arange(tokens)], axis=-1)
-    picked, before = np.full(tokens, -9, np.int32), random.copy()
-    threads, slices = slice_size // 2, kept.shape[1]
-    e.launch(
-        "sample_slices", (slices, tokens), threads, read_only(logits), settings, read_only(random), kept, vocabulary
-    )
-    e.launch("sample_pick", (tokens, 1), threads, read_only(kept), settings, random, picked, slices)
-    np.testing.assert_array_equal(random[:, 0], before[:, 0])
-    np.testing.assert_array_equal(random[:, 1], before[:, 1] + 1)
+    own = read_only(packed([Draw(*settings, seed, number) for seed, number in draws]))
+    picked, threads, slices = np.full(tokens, -9, np.int32), slice_size // 2, kept.shape[1]
+    e.launch("sample_slices", (slices, tokens), threads, read_only(logits), own, kept, vocabulary)
+    e.launch("sample_pick", (tokens, 1), threads, read_only(kept), own, picked, slices)
     return picked
 
 
@@ -60,7 +52,7 @@ def test_draws_have_the_distribution_of_the_cpu_sampler(settings):
     logits = (2 * rng.standard_normal(vocabulary)).astype(np.float32)
     p = expected(logits, *settings)
     with Emulator(sample_text(SMALL, prelude=prelude())) as e:
-        picked = sample(e, np.tile(logits, (draws, 1)), settings, np.full(draws, 7), SMALL)
+        picked = sample(e, np.tile(logits, (draws, 1)), settings, [(7, n) for n in range(draws)], SMALL)
     counts = np.bincount(picked, minlength=vocabulary)
     assert not counts[p == 0].any(), "a token that the settings exclude was drawn"
     common = p * draws >= 5
@@ -77,14 +69,14 @@ def test_temperature_0_takes_the_lowest_of_the_likeliest(emulator):
     logits = np.random.default_rng(1).standard_normal((3, 5000)).astype(np.float32)
     logits[0, [4000, 77, 1023, 1024]] = 9.0
     logits[1, 4999] = 9.0
-    np.testing.assert_array_equal(sample(emulator, logits, (0, 40, 0.9, 0.1), [1, 2, 3]), logits.argmax(-1))
+    np.testing.assert_array_equal(sample(emulator, logits, (0, 40, 0.9, 0.1), [(1, 0)] * 3), logits.argmax(-1))
 
 
 def test_the_likeliest_come_from_one_slice_or_from_all(emulator):
     logits = np.full((2, 70 * SLICE - 3), -20.0, np.float32)
     logits[0, 2 * SLICE : 2 * SLICE + 64] = 5.0
     logits[1, np.arange(64) * SLICE + 9] = 5.0
-    picked = sample(emulator, np.repeat(logits, 4, axis=0), (1.0, 64, 1.0, 0.0), np.arange(8))
+    picked = sample(emulator, np.repeat(logits, 4, axis=0), (1.0, 64, 1.0, 0.0), [(i, i) for i in range(8)])
     assert all(2 * SLICE <= t < 2 * SLICE + 64 for t in picked[:4])
     assert all(t % SLICE == 9 for t in picked[4:])
     assert len(set(picked)) > 4
@@ -97,7 +89,7 @@ def test_tokens_at_minus_infinity_never_come_and_broken_logits_are_reported(emul
     logits[2, 1099] = np.nan
     logits[3, 5] = np.inf
     for settings in ((0.8, 40, 0.95, 0.05), (1.0, 0, 1.0, 0.0), (0.0, 0, 1.0, 0.0)):
-        np.testing.assert_array_equal(sample(emulator, logits, settings, [1, 2, 3, 4]), [1050, -1, -1, -1])
+        np.testing.assert_array_equal(sample(emulator, logits, settings, [(1, 2)] * 4), [1050, -1, -1, -1])
 
 
 def test_philox_gives_the_published_numbers():
@@ -124,36 +116,22 @@ known(GLOBAL int *words, i64 seed) {
 
 
 def test_settings_that_stay_on_the_host_are_known_beforehand():
-    assert sampling_ready(0.8, 40, 0.95, 0.05)
-    assert sampling_ready(0.0, 0, 0.9, 0.05)
-    assert sampling_ready(1.0, 0, 1.0, 0.0)
-    assert not sampling_ready(0.8, 100, 0.95, 0.05)
-    assert not sampling_ready(0.8, 0, 0.95, 0.0)
+    assert sampling_ready(Draw(0.8, 40, 0.95, 0.05))
+    assert sampling_ready(Draw(0.0, 0, 0.9, 0.05))
+    assert sampling_ready(Draw(1.0))
+    assert not sampling_ready(Draw(0.8, 100, 0.95, 0.05))
+    assert not sampling_ready(Draw(0.8, 0, 0.95))
+    assert not sampling_ready(Draw(1e-30))
 
 
-def test_a_step_goes_on_by_itself_as_the_host_would_lay_it_out():
-    step, rope = one_step([(3, 1), (9, 1), (0, 1)], 40), rope_spec(8, "norm", 1.25)
-    longer = one_step([(4, 1), (10, 1), (1, 1)], 40)
-    room = [np.append(span.rows, span.rows[-1] + 1000 + i).astype(np.int32) for i, span in enumerate(step.spans)]
-    layout = StepLayout(step, [rope])
-    # As the host would: each list with a row more than the step sees.
-    words, positions = list(layout.words), step.positions.copy()
-    for t, rows in enumerate(room):
-        words[layout.first_at + t] = len(words)
-        words.extend(rows)
-    words, cos_at, sin_at = np.array(words, np.int32), *layout.ropes[id(rope)]
-    with Emulator(cuda_kernels.advance_text(prelude=prelude())) as e:
-        e.launch("advance", (1, 1), 128, words, positions, layout.rows_at, layout.first_at, layout.seen_at, 3)
-        inv_freq = read_only(rope.inv_freq.astype(np.float64))
-        e.launch("turn", (3, 1), 128, words, read_only(positions), inv_freq, rope.magnitude, 4, cos_at, sin_at)
-    np.testing.assert_array_equal(positions, longer.positions)
-    np.testing.assert_array_equal(words[layout.rows_at : layout.rows_at + 3], [rows[-1] for rows in room])
-    np.testing.assert_array_equal(words[layout.seen_at : layout.seen_at + 3], [5, 11, 2])
-    for at, table in zip((cos_at, sin_at), rope.table(longer.positions), strict=True):
-        np.testing.assert_allclose(words[at : at + 12].view(np.float32), table.reshape(-1), rtol=1e-6)
+def test_a_draw_made_again_is_the_same_and_the_next_is_another(emulator):
+    logits = np.zeros((4, 3000), np.float32)
+    for settings in ((1.0, 64, 1.0, 0.0), (1.0, 0, 1.0, 0.0)):
+        first, again, later, other = sample(emulator, logits, settings, [(9, 4), (9, 4), (9, 5), (2**63 + 9, 4)])
+        assert first == again
+        assert len({first, later, other}) == 3
 
 
 @pytest.mark.parametrize("arch", ["sm_90", pytest.param("sm_75", marks=pytest.mark.slow)])
 def test_sampling_builds_without_spills(arch):
-    for text in (sample_text(), cuda_kernels.advance_text()):
-        assert max(spills(nvrtc().compile(text, arch)).values()) == 0
+    assert max(spills(nvrtc().compile(sample_text(), arch)).values()) == 0

@@ -6,20 +6,34 @@ import threading
 
 import numpy as np
 import pytest
+from fake import HOST, AheadBackend
 from layerlift.runtime.engine import Engine
 from layerlift.runtime.errors import ContextFull, SessionError, UserError
-from layerlift.runtime.model import Model
+from layerlift.runtime.gguf import open_gguf
+from layerlift.runtime.model import Model, model_sizes
+from layerlift.runtime.models import architecture
 from layerlift.runtime.request import Done, Prefill, Request, Token
 from layerlift.runtime.sampler import Sampling
+from layerlift.runtime.scheduler import plan_layers
 
 GREEDY = Sampling(temperature=0.0)
 PROMPTS = [[5, 17, 123, 42], [9], list(range(40, 90)), [1, 2, 3, 4, 5, 6, 7], [250, 250]]
 
 
-@pytest.fixture(scope="module")
-def model(tiny):
-    with Model.load(tiny("F32"), ngl=0, threads=2) as loaded:
+@pytest.fixture(scope="module", params=["cpu", "ahead"])
+def model(tiny, request):
+    """On the CPU, and on a device that starts a step before the host knows the tokens of the one before."""
+    if request.param == "cpu":
+        loaded = Model.load(tiny("F32"), ngl=0, threads=2)
+    else:
+        file = open_gguf(tiny("F32"))
+        sizes = model_sizes(file, architecture(file).read_config(file), "f32")
+        plan = plan_layers(sizes, 0, 512, [], host=HOST)
+        loaded = Model(file, plan, open_device=lambda device, **_: AheadBackend(device))
+    with loaded:
         yield loaded
+        if request.param == "ahead":
+            assert loaded.backends[0].ahead > 100
 
 
 @pytest.fixture
@@ -246,7 +260,7 @@ def test_a_damaged_session_file_is_refused(engine, tmp_path):
 def test_a_failing_step_fails_its_requests_and_the_engine_lives(model, alone):
     class Broken:
         config, tokenizer, new_cache = model.config, model.tokenizer, model.new_cache
-        logits, states = model.logits, model.states
+        logits, states, backends = model.logits, model.states, model.backends
         fail = True
 
         def forward(self, step):

@@ -89,7 +89,7 @@ def test_a_token_costs_five_launches_a_layer_and_one_copy_each_way(tiny, traffic
             if position == 3:  # the first tokens allocate
                 before, launches = Traffic(traffic.up, traffic.down, traffic.allocated), backend.launches
             on, logits = model.logits(*model.forward(step_of([token], position, kv)))
-            on.pick(logits)
+            on.pick(logits).wait()
         tokens = len(TOKENS) - 3
         assert backend.launches - launches == tokens * (5 * len(kv) + 3)
         assert (traffic.up - before.up, traffic.down - before.down) == (tokens, tokens)

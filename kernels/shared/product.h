@@ -32,10 +32,12 @@ product(GLOBAL const float *x, GLOBAL const float *norm, float eps, GLOBAL const
   }
 }
 
-// Rows tokens[t] of a table, or row `token` where there is no list. Launch: a thread for each unit; y = tokens.
+// Rows tokens[t] of a table (0 for one below 0), or row `token` where there is no list. Launch: a thread for each unit;
+// y = tokens.
 KERNEL(GROUP_SIZE)
 embed(GLOBAL const u8 *w, GLOBAL const int *tokens, int token, GLOBAL float *y, int columns, int rows) {
   int unit = BLOCK_X * GROUP_SIZE + THREAD, row = tokens ? tokens[BLOCK_Y] : token;
+  if (row < 0) row = 0;
   i64 row_units = (columns + 31) / 32;
   float weights[32];
   if (unit < row_units) {
