@@ -29,6 +29,7 @@ class Tuning:
     def __post_init__(self) -> None:
         per_thread = self.thread_tokens * self.thread_rows
         assert self.tile_tokens * self.tile_rows == self.tile_threads * per_thread, "the threads do not fill the tile"
+        assert self.thread_rows % 4 == 0, "rows are added four at a time"
         assert self.group & (self.group - 1) == 0, "groups are halved in sums"
         assert self.lanes <= self.group, "a team lies within a group"
 

@@ -242,10 +242,8 @@ def _tuning(cl: Any, device: Any) -> Tuning:
         return Tuning(
             group=16,
             lanes=1,
-            tile_tokens=16,
-            tile_rows=16,
-            thread_tokens=2,
-            thread_rows=4,
+            thread_tokens=4,
+            thread_rows=8,
             compact=True,
             units=device.max_compute_units,
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 KERNEL = re.compile(r"^KERNEL\(\w+\)\s+(\w+)\(([^)]*)\)", re.MULTILINE)
+PRELUDES = {"opencl": ("prelude",), "cuda": ("prelude", "vectors")}
 SCALARS = ("int", "float", "i64")
 
 
@@ -21,7 +22,8 @@ def read(name: str) -> str:
 def program(language: str, files: Iterable[str], macros: Mapping[str, int | str]) -> str:
     """The macros, the prelude of `language` ("opencl", "cuda"), and the shared files."""
     defines = "".join(f"#define {name} {value}\n" for name, value in sorted(macros.items()))
-    return "\n".join([defines, read(f"{language}/prelude.h"), *(read(f"shared/{name}.h") for name in files)])
+    preludes = (read(f"{language}/{name}.h") for name in PRELUDES[language])
+    return "\n".join([defines, *preludes, *(read(f"shared/{name}.h") for name in files)])
 
 
 def signatures(text: str) -> dict[str, tuple[str, ...]]:

@@ -14,6 +14,7 @@ typedef unsigned short f16;
 #define LOCAL
 #define LOCAL_ARRAY(type, name, size) __shared__ type name[size]
 #define TABLE static __constant__
+#define TABLE_AT
 
 #define UNROLL _Pragma("unroll")
 #if COMPACT  // loops over the 32 weights of a unit stay loops: CPUs gain nothing from more, and compile in half the time

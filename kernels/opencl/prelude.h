@@ -14,6 +14,7 @@ typedef half f16;
 #define LOCAL __local
 #define LOCAL_ARRAY(type, name, size) __local type name[size]
 #define TABLE __constant
+#define TABLE_AT __constant
 
 #define UNROLL _Pragma("unroll")
 #if COMPACT  // loops over the 32 weights of a unit stay loops: CPUs gain nothing from more, and compile in half the time
@@ -31,6 +32,28 @@ typedef half f16;
 #define STORE_HALF(p, i, value) vstore_half_rte(value, i, p)
 #define AS_FLOAT(bits) as_float(bits)
 #define AS_UINT(value) as_uint(value)
+
+// The four bytes of a word as floats; AMD's GPUs have an instruction for each unsigned one.
+#define BYTES_UNSIGNED(word, out) vstore4(convert_float4(as_uchar4(word)), 0, out)
+#define BYTES_SIGNED(word, out) vstore4(convert_float4(as_char4(word)), 0, out)
+
+// Four floats side by side, and what the tiles of long products hold.
+#define FOUR(value) ((float4)(value))
+#define STORE_FOUR(four, out) vstore4(four, 0, out)
+#if HALVES
+#pragma OPENCL EXTENSION cl_khr_fp16 : enable
+typedef half tile;
+typedef half4 tile4;
+#define TO_TILE(value) ((half)(value))
+#define FROM_TILE4(four) convert_float4(four)
+#define TILE_SCALE .015625f  // a 64th: activations up to 4 million do not overflow
+#else
+typedef float tile;
+typedef float4 tile4;
+#define TO_TILE(value) (value)
+#define FROM_TILE4(four) (four)
+#define TILE_SCALE 1.f
+#endif
 
 #define EXP exp
 #define TANH tanh

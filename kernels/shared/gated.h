@@ -8,19 +8,20 @@ gated(GLOBAL const float *x, GLOBAL const float *norm, float eps, GLOBAL const u
   LOCAL_ARRAY(float, sums, 3 * GROUP_SIZE);
   int row = BLOCK_X * (GROUP_SIZE / lanes) + THREAD / lanes;
   i64 row_units = (columns + 31) / 32, units = row_units * rows, first = (row < rows ? row : 0) * row_units;
-  float a = 0.f, b = 0.f, squares = 0.f, values[32], weights[32];
+  float a[PARTS], b[PARTS], squares[PARTS], values[32], weights[32];
+  no_parts(a), no_parts(b), no_parts(squares);
   for (int unit = THREAD % lanes; unit < row_units; unit += lanes) {
-    load_unit(x + (i64)BLOCK_Y * columns, norm, unit, columns, values, &squares);
+    load_unit(x + (i64)BLOCK_Y * columns, norm, unit, columns, values, squares);
     DECODE_GATE(w_gate, units, first + unit, weights);
-    a += dot_unit(values, weights);
+    dot_unit(values, weights, a);
     DECODE_UP(w_up, units, first + unit, weights);
-    b += dot_unit(values, weights);
+    dot_unit(values, weights, b);
   }
-  team_sums(sums, lanes, a, b, squares);
+  team_sums(sums, lanes, sum_of_parts(a), sum_of_parts(b), sum_of_parts(squares));
   if (THREAD % lanes == 0 && row < rows) {
     float scale = RSQRT(sums[2 * GROUP_SIZE + THREAD] / (float)columns + eps);
-    a = sums[THREAD] * scale + (bias_gate ? bias_gate[row] : 0.f);
-    b = sums[GROUP_SIZE + THREAD] * scale + (bias_up ? bias_up[row] : 0.f);
-    y[(i64)BLOCK_Y * rows + row] = activate(activation, a) * b;
+    float gate = sums[THREAD] * scale + (bias_gate ? bias_gate[row] : 0.f);
+    float up = sums[GROUP_SIZE + THREAD] * scale + (bias_up ? bias_up[row] : 0.f);
+    y[(i64)BLOCK_Y * rows + row] = activate(activation, gate) * up;
   }
 }

@@ -9,15 +9,16 @@ product(GLOBAL const float *x, GLOBAL const float *norm, float eps, GLOBAL const
   int row = 2 * (BLOCK_X * (GROUP_SIZE / lanes) + THREAD / lanes);
   i64 row_units = (columns + 31) / 32, units = row_units * rows;
   i64 first = (row < rows ? row : 0) * row_units, second = (row + 1 < rows ? row + 1 : 0) * row_units;
-  float a = 0.f, b = 0.f, squares = 0.f, values[32], weights[32];
+  float a[PARTS], b[PARTS], squares[PARTS], values[32], weights[32];
+  no_parts(a), no_parts(b), no_parts(squares);
   for (int unit = THREAD % lanes; unit < row_units; unit += lanes) {
-    load_unit(x + (i64)BLOCK_Y * columns, norm, unit, columns, values, &squares);
+    load_unit(x + (i64)BLOCK_Y * columns, norm, unit, columns, values, squares);
     DECODE(w, units, first + unit, weights);
-    a += dot_unit(values, weights);
+    dot_unit(values, weights, a);
     DECODE(w, units, second + unit, weights);
-    b += dot_unit(values, weights);
+    dot_unit(values, weights, b);
   }
-  team_sums(sums, lanes, a, b, squares);
+  team_sums(sums, lanes, sum_of_parts(a), sum_of_parts(b), sum_of_parts(squares));
   int part = THREAD % lanes;
   if (part < 2 || lanes == 1) {
     float scale = norm ? RSQRT(sums[2 * GROUP_SIZE + THREAD - part] / (float)columns + eps) : 1.f;

@@ -246,6 +246,7 @@ V shuffle(V value, int from) {
 #define LOCAL_ARRAY(type, name, size) \
   static __attribute__((section("block_shared"), aligned(16))) type name[size]
 #define TABLE static const
+#define TABLE_AT
 #define UNROLL
 #define UNROLL_UNIT
 #define THREAD (grid::current->thread)
