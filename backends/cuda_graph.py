@@ -1,6 +1,7 @@
 """Decoding as CUDA graphs: the launches of a stage are recorded once and replayed by one call.
 
-A graph is of one stage, cache, number of tokens, and bucket of context lengths. It reads what changes from step to
+A graph is of one stage, cache, and bucket of tokens and context lengths: a step of three sequences replays the graph of
+four, with one of its sequences twice. It reads what changes from step to
 step, positions, cache rows and lengths, from memory of its own, which each step fills with one copy. Recorded kernels
 hold addresses, so everything in between lies in a pool that only graphs use. Knows no kernels.
 """
@@ -12,7 +13,7 @@ from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -86,22 +87,23 @@ class CudaGraphs(CudaOps):
     def run(self, stage: Stage, x: GpuArray, step: Step) -> GpuArray:
         if not self.use_graphs or not stage.blocks or not is_decode(step):
             return super().run(stage, x, step)
-        layout = StepLayout(step, self._ropes)
-        layout.longest = bucket(layout.longest)
+        filled = filled_up(step, bucket(len(x), 1))
+        layout = StepLayout(filled, self._ropes)
+        layout.longest = bucket(layout.longest, SHORTEST)
         graphs = self._graphs.setdefault(step.kv[stage.first_layer], OrderedDict())
-        key = (id(stage), len(x), layout.longest, tuple(map(id, self._ropes)))
+        key = (id(stage), len(filled.rows), layout.longest, tuple(map(id, self._ropes)))
         decode = graphs.get(key)
         try:
             if decode is None:
-                return self._rehearse(graphs, key, stage, x, step, layout)
+                return self._rehearse(graphs, key, stage, x, filled, layout)
             graphs.move_to_end(key)
-            return self._replay(decode, x, step, layout)
+            return self._replay(decode, x, filled, layout)
         except CannotRecord:
             del graphs[key]
         except DeviceOutOfMemory:
             graphs.clear()
             self.use_graphs = False  # what one launch after the other needs may still fit
-        step.scratch.pop(self, None)
+        step.scratch.pop(self, None)  # it is of the graph's memory
         return super().run(stage, x, step)
 
     def close(self) -> None:
@@ -116,8 +118,9 @@ class CudaGraphs(CudaOps):
         self, graphs: OrderedDict[Any, DecodeGraph], key: Any, stage: Stage, x: GpuArray, step: Step, layout: StepLayout
     ) -> GpuArray:
         """Runs the step launch by launch, in the memory its graph will use: kernels are built, memory is taken."""
-        ropes, longest = self._ropes, len(x) * layout.longest
-        words, own = self.empty((layout.words.size + longest,), np.int32), self.empty(x.shape)
+        ropes, t = self._ropes, len(step.rows)
+        words = self.empty((layout.words.size + t * layout.longest,), np.int32)
+        own = self.empty((t, x.shape[1]))
         self._fill(words, own, x, step, layout)
         with self._graph_memory():
             y = super().run(stage, own, step)
@@ -126,14 +129,14 @@ class CudaGraphs(CudaOps):
             while len(graphs) > GRAPHS:
                 self._sync()  # the one that goes may still run
                 graphs.popitem(last=False)
-        return self._kept(y)
+        return self._kept(y, len(x))
 
     def _replay(self, decode: DecodeGraph, x: GpuArray, step: Step, layout: StepLayout) -> GpuArray:
         self._fill(decode.words, decode.x, x, step, layout)
         recording = decode.recording or self._capture(decode, step)
         self._guarded("a graph", lambda: self._api.runtime.graphLaunch(recording.handle, self._stream))
         self.launches += 1
-        return self._kept(decode.y)
+        return self._kept(decode.y, len(x))
 
     def _capture(self, decode: DecodeGraph, step: Step) -> Recording:
         """Raises CannotRecord; the step's launches have then not been made."""
@@ -162,22 +165,24 @@ class CudaGraphs(CudaOps):
 
     def _fill(self, words: GpuArray, own: GpuArray, x: GpuArray, step: Step, layout: StepLayout) -> None:
         self._copy_in(words.handle, layout.words)
-        self._copy_across(x, own)
+        self._copy_rows(x, own, len(x))
+        if len(own) > len(x):
+            self._copy_rows(x, own, len(own) - len(x), to=len(x))
         step.scratch[self] = (layout, words)
 
-    def _kept(self, y: GpuArray) -> GpuArray:
-        """A copy that the next replay does not touch."""
-        kept = self.empty(y.shape)
-        self._copy_across(y, kept)
+    def _kept(self, y: GpuArray, t: int) -> GpuArray:
+        """A copy of the first rows that the next replay does not touch."""
+        kept = self.empty((t, y.shape[1]))
+        self._copy_rows(y, kept, t)
         return kept
 
-    def _copy_across(self, source: GpuArray, target: GpuArray) -> None:
-        runtime = self._api.runtime
+    def _copy_rows(self, source: GpuArray, target: GpuArray, n: int, *, to: int = 0) -> None:
+        """The first n rows of `source` to rows `to` … of `target`."""
+        runtime, nbytes = self._api.runtime, source.nbytes // len(source)
+        at, kind = target.handle.ptr + to * nbytes, runtime.memcpyDeviceToDevice
         self._guarded(
             "copying on the device",
-            lambda: runtime.memcpyAsync(
-                target.handle.ptr, source.handle.ptr, source.nbytes, runtime.memcpyDeviceToDevice, self._stream
-            ),
+            lambda: runtime.memcpyAsync(at, source.handle.ptr, n * nbytes, kind, self._stream),
         )
 
     def _refuse_while_recording(self, what: str) -> None:
@@ -204,9 +209,18 @@ def is_decode(step: Step) -> bool:
     return 0 < t <= MOST_TOKENS and len(step.spans) == t and len(step.outputs) == t
 
 
-def bucket(rows: int) -> int:
-    """The bucket of a context length: its longest."""
-    longest = SHORTEST
-    while longest < rows:
-        longest *= 2
-    return longest
+def filled_up(step: Step, t: int) -> Step:
+    """A decoding step of t tokens: those of `step`, then its first ones again, which write what they wrote before."""
+    if t == len(step.rows):
+        return step
+    chosen = np.arange(t) % len(step.rows)
+    spans = tuple(replace(step.spans[i], start=at) for at, i in enumerate(chosen))
+    everywhere = np.arange(t, dtype=np.int32)
+    return Step(everywhere, step.positions[chosen], step.rows[chosen], spans, everywhere, step.kv)
+
+
+def bucket(n: int, smallest: int) -> int:
+    """The largest number of n's bucket: the smallest one's doubles."""
+    while smallest < n:
+        smallest *= 2
+    return smallest

@@ -9,7 +9,7 @@ import fake_cuda
 import numpy as np
 import pytest
 from layerlift.backends.base import Span, Step
-from layerlift.backends.cuda_graph import SHORTEST, bucket, is_decode
+from layerlift.backends.cuda_graph import SHORTEST, bucket, filled_up, is_decode
 from layerlift.runtime.engine import Engine
 from layerlift.runtime.model import Model
 from layerlift.runtime.request import Request
@@ -38,9 +38,9 @@ def step_of(tokens, befores, kv):
     return Step(np.array(tokens, np.int32), np.array(befores, np.int32), own, spans, everywhere, kv)
 
 
-def stores(model):
+def stores(model, capacity=100):
     c = model.config
-    return [s.backend.kv_alloc(100, c.n_kv_heads, c.head_dim, "f32") for s in model.stages for _ in s.blocks]
+    return [s.backend.kv_alloc(capacity, c.n_kv_heads, c.head_dim, "f32") for s in model.stages for _ in s.blocks]
 
 
 def logits_of(model, step):
@@ -199,7 +199,31 @@ def test_memory_is_weights_cache_and_a_little_and_closing_gives_it_back(tiny, cu
 
 @pytest.mark.parametrize(("rows", "expected"), [(1, SHORTEST), (256, 256), (257, 512), (131072, 131072)])
 def test_buckets_double(rows, expected):
-    assert bucket(rows) == expected
+    assert bucket(rows, SHORTEST) == expected
+
+
+def test_three_sequences_replay_the_graph_of_four_and_no_row_is_touched_that_is_not_theirs(tiny, cuda):
+    want = forward(tiny("F32"), TOKENS)
+    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=130) as model:
+        kv = stores(model, 130)
+        for i in range(6):
+            found = logits_of(model, step_of([TOKENS[i]] * (3 if i % 2 else 4), [i] * (3 if i % 2 else 4), kv))
+            np.testing.assert_allclose(found, np.tile(want[i], (len(found), 1)), atol=2e-4 * np.abs(want).max())
+            if i % 2:  # the fourth sequence has missed this token
+                logits_of(model, step_of([TOKENS[i]] * 4, [i] * 4, kv))
+        (graphs,) = model.backends[0]._graphs.values()
+        assert [key[1] for key in graphs] == [4]
+        assert np.isnan(kv[0].read(np.arange(10, 40, dtype=np.int32))[0]).all()
+
+
+def test_a_step_is_filled_up_with_its_own_sequences():
+    step = step_of([1, 2, 3, 4, 5], [4, 0, 2, 6, 1], [])
+    whole = filled_up(step, 8)
+    assert is_decode(whole)
+    assert whole.positions.tolist() == [4, 0, 2, 6, 1, 4, 0, 2]
+    assert [span.start for span in whole.spans] == list(range(8))
+    assert all(np.array_equal(whole.spans[i].rows, step.spans[i % 5].rows) for i in range(8))
+    assert filled_up(step, 5) is step
 
 
 def test_only_one_token_of_each_sequence_is_decoding():
