@@ -249,6 +249,9 @@ class Backend(ABC):
 
     # -- memory --
 
+    def reserve(self, nbytes: int) -> None:  # noqa: B027  (host memory is there when it is needed)
+        """Takes device memory for so many bytes, of which later allocations come. Raises DeviceOutOfMemory."""
+
     @abstractmethod
     def load(self, raw: NDArray[np.uint8], fmt: str, shape: tuple[int, int], name: str) -> Weight:
         """Takes a matrix [rows, columns] from its GGUF bytes; it stays quantised and may be repacked.

@@ -14,10 +14,22 @@ from .base import BackendError, BackendUnavailable, DeviceInfo, DeviceOutOfMemor
 from .blas import BlasProbe, VendorBlas
 from .blas_choice import explain
 from .cublas import CuBlas, find_cublas
-from .cuda_api import OUT_OF_MEMORY, Api, api, free_bytes, meaning, missing
+from .cuda_api import (
+    MODES,
+    OUT_OF_MEMORY,
+    PROHIBITED,
+    Api,
+    api,
+    compute_mode,
+    free_bytes,
+    meaning,
+    missing,
+    refusal,
+)
+from .cuda_arena import Arena, CudaBuffer
 from .cuda_graph import CudaGraphs
 from .cuda_launch import Call, Launcher
-from .cuda_memory import SMALL, CudaBuffer, Staging
+from .cuda_staging import SMALL, Staging
 from .errors import first_line
 from .gpu_blas import record
 from .gpu_memory import GpuArray
@@ -28,6 +40,7 @@ from .program_cache import ProgramCache, default_folder
 T = TypeVar("T")
 OPTIONS = ("-std=c++17", "-default-device")
 NON_BLOCKING = 1  # cudaStreamNonBlocking
+EXTRA = 32 << 20  # bytes reserved beside what a plan knows: graphs' own memory, tables of a step, room between sizes
 WAIT = "wait_for_predecessors"  # in the texts of kernels/cuda alone, whose kernels all come to it
 
 _thread = threading.local()  # `index`: the device that CUDA's calls of this thread mean
@@ -57,7 +70,8 @@ class CudaBackend(CudaGraphs):
             self._staging = Staging(runtime, self._stream)
             properties = runtime.getDeviceProperties(device.index)
         except RuntimeError as error:
-            raise BackendUnavailable(f"{device}: cannot be opened: {meaning(error)}") from None
+            raise BackendUnavailable(f"{device}: cannot be opened: {refusal(runtime, error, device.index)}") from None
+        self._arena = Arena(runtime.malloc, runtime.free)
         self.cache = ProgramCache(cache_folder or default_folder())
         self.capability = int(properties["major"]), int(properties["minor"])
         self.multiprocessors = int(properties["multiProcessorCount"])
@@ -72,10 +86,12 @@ class CudaBackend(CudaGraphs):
             return Probe("cuda", reason=reason)
         runtime = api().runtime
         try:
-            found = tuple(_info(runtime, index) for index in range(runtime.getDeviceCount()))
+            indices = range(runtime.getDeviceCount())
+            closed = [i for i in indices if compute_mode(runtime, i) == PROHIBITED]
+            found = tuple(_info(runtime, index) for index in indices if index not in closed)
         except Exception as error:
-            return Probe("cuda", reason=meaning(error))
-        return Probe("cuda", found, "" if found else "no NVIDIA GPU")
+            return Probe("cuda", reason=refusal(runtime, error))
+        return Probe("cuda", found, "" if found else MODES[PROHIBITED] if closed else "no NVIDIA GPU")
 
     @classmethod
     def open(cls, device: DeviceInfo, **options: Any) -> CudaBackend:
@@ -100,10 +116,14 @@ class CudaBackend(CudaGraphs):
                 if isinstance(self._blas, CuBlas):
                     self._blas.close()
                 self._staging.close()
+                self._arena.close()
                 self._api.runtime.streamDestroy(self._stream)
             except (BackendError, RuntimeError):
                 pass  # a device that is gone has nothing left to give back
             self._stream = 0
+
+    def reserve(self, nbytes: int) -> None:
+        self._guarded("allocating", lambda: self._arena.reserve(nbytes + EXTRA), nbytes + EXTRA)
 
     # -- hooks --
 
@@ -123,7 +143,7 @@ class CudaBackend(CudaGraphs):
 
     def _alloc(self, nbytes: int) -> CudaBuffer:
         self._refuse_while_recording("memory is asked for")
-        return self._guarded("allocating", lambda: CudaBuffer(self._api.runtime, max(nbytes, 1)), nbytes)
+        return self._guarded("allocating", lambda: self._arena.take(nbytes), nbytes)
 
     def _copy_in(self, handle: CudaBuffer, host: NDArray[Any]) -> None:
         self._refuse_while_recording("something goes up")

@@ -18,14 +18,21 @@ from .errors import first_line
 
 INSTALL = "pip install 'layerlift[cuda13]' (driver 580 or newer), or 'layerlift[cuda12]'"
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation, CUDA_ERROR_OUT_OF_MEMORY
+TOO_OLD, BUSY = 35, 46  # cudaErrorInsufficientDriver, cudaErrorDevicesUnavailable
+COMPUTE_MODE = 20  # cudaDevAttrComputeMode
+PROHIBITED = 2  # cudaComputeModeProhibited
+MODES = {  # cudaComputeMode of a device that cannot be opened
+    PROHIBITED: "the device's compute mode is prohibited; `nvidia-smi -c DEFAULT` lets programs use it",
+    3: "the device is in exclusive mode and another program holds it; `nvidia-smi -c DEFAULT` lets both use it",
+}
 
 # What a user can do about a status of the CUDA runtime (cudaError_t).
 MEANINGS = {
     OUT_OF_MEMORY: "the device's memory is taken by other programs",
     3: "the CUDA driver cannot be initialised; after a driver update the machine must be restarted",
     34: "the driver found is a stub without a GPU behind it",
-    35: "the NVIDIA driver is missing or older than this CuPy needs; install a newer driver, or CuPy for an older CUDA",
-    46: "the device is busy or in exclusive mode, held by another program",
+    TOO_OLD: "the NVIDIA driver is missing or older than CuPy needs; install a newer driver, or CuPy for an older CUDA",
+    BUSY: "the device is busy",
     100: "no NVIDIA GPU",
     101: "there is no such device",
     802: "the machine's NVLink fabric is not ready; the service nvidia-fabricmanager must run",
@@ -104,6 +111,33 @@ def missing() -> str:
     except Exception as error:
         return f"cupy cannot be imported: {first_line(error)}"
     return ""
+
+
+def compute_mode(runtime: Any, index: int) -> int:
+    """Who may use a device (cudaComputeMode). Opens nothing on it."""
+    return int(runtime.deviceGetAttribute(COMPUTE_MODE, index))
+
+
+def refusal(runtime: Any, error: BaseException, index: int | None = None) -> str:
+    """Why the driver, or its device `index`, cannot be used: what to do about it, in one line."""
+    status = getattr(error, "status", -1)
+    try:
+        if status == TOO_OLD:
+            return _driver(runtime.driverGetVersion(), runtime.runtimeGetVersion())
+        if status == BUSY and index is not None:
+            return MODES.get(compute_mode(runtime, index), meaning(error))
+    except Exception:  # the status says enough
+        pass
+    return meaning(error)
+
+
+def _driver(found: int, needed: int) -> str:
+    if not found:
+        return "the NVIDIA driver is not installed"
+    versions = [f"{version // 1000}.{version % 1000 // 10}" for version in (found, needed)]
+    return "the NVIDIA driver is for CUDA {}, CuPy needs {}; install a newer driver, or CuPy for an older CUDA".format(
+        *versions
+    )
 
 
 def meaning(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import ctypes
 from typing import Any
 
 from .cuda_api import Api
-from .cuda_memory import CudaBuffer
+from .cuda_arena import CudaBuffer
 from .gpu_programs import Kernel
 
 CTYPES = {"pointer": ctypes.c_void_p, "int": ctypes.c_int, "float": ctypes.c_float, "i64": ctypes.c_longlong}

@@ -156,7 +156,9 @@ class Model:
 
     def _backend(self, device: DeviceInfo) -> Backend:
         if str(device) not in self._backends:
-            self._backends[str(device)] = self._open_device(device, **self._options)
+            opened = self._backends[str(device)] = self._open_device(device, **self._options)
+            self._loading_on = device
+            opened.reserve(self.plan.nbytes(device))
         return self._backends[str(device)]
 
     def _report(self, prefix: str) -> None:

@@ -51,6 +51,7 @@ class FakeCuda:
     major: int = 9
     minor: int = 0
     driver: int = 13000
+    modes: dict[int, int] = field(default_factory=dict)  # compute modes by device, where they are not the usual one
     extended: bool = True  # whether the driver has cuLaunchKernelEx
     archs: tuple[int, ...] = (75, 80, 86, 89, 90, 100, 120)
     devices: int = 1
@@ -119,6 +120,13 @@ class FakeCuda:
 
     def driverGetVersion(self) -> int:
         return self.driver
+
+    def runtimeGetVersion(self) -> int:
+        return 13000
+
+    def deviceGetAttribute(self, attribute: int, index: int) -> int:
+        assert attribute == 20, "only the compute mode is asked for"
+        return self.modes.get(index, 0)
 
     def setDevice(self, index: int) -> None:
         self._called("setDevice")

@@ -8,7 +8,7 @@ import threading
 import fake_cuda
 import numpy as np
 import pytest
-from layerlift.backends import cuda_memory, registry
+from layerlift.backends import cuda_staging, registry
 from layerlift.backends.base import BackendError, BackendUnavailable, DeviceOutOfMemory
 from layerlift.backends.cuda import CudaBackend, _arch
 from layerlift.backends.cuda_api import api, missing
@@ -60,7 +60,7 @@ def test_a_copy_from_an_array_that_changes_at_once_is_right(fake, folder):
 
 
 def test_more_than_the_ring_holds_goes_up_whole(fake, folder, monkeypatch):
-    monkeypatch.setattr(cuda_memory, "STAGING", 1 << 12)
+    monkeypatch.setattr(cuda_staging, "STAGING", 1 << 12)
     backend = opened(folder)
     arrays = [np.full(333, i, np.float32) for i in range(20)]
     for i, x in enumerate([backend.upload(a) for a in arrays]):
@@ -69,7 +69,7 @@ def test_more_than_the_ring_holds_goes_up_whole(fake, folder, monkeypatch):
 
 def test_large_arrays_go_past_the_ring(fake, folder):
     backend = opened(folder)
-    host = np.random.default_rng(0).standard_normal((cuda_memory.SMALL // 4 + 7,)).astype(np.float32)
+    host = np.random.default_rng(0).standard_normal((cuda_staging.SMALL // 4 + 7,)).astype(np.float32)
     np.testing.assert_array_equal(backend.download(backend.upload(host)), host)
 
 
@@ -154,7 +154,7 @@ def test_another_thread_uses_the_right_device(folder):
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(35, "driver is missing or older"), (100, "no NVIDIA GPU"), (46, "busy"), (999, "cudaError999")],
+    [(3, "restarted"), (100, "no NVIDIA GPU"), (46, "busy"), (999, "cudaError999")],
 )
 def test_a_driver_that_fails_is_a_reason_of_one_line(fake, status, words):
     fake.fail["getDeviceCount"] = [status]
@@ -162,6 +162,34 @@ def test_a_driver_that_fails_is_a_reason_of_one_line(fake, status, words):
     assert not probe.devices
     assert words in probe.reason
     assert "\n" not in probe.reason
+
+
+@pytest.mark.parametrize(
+    ("driver", "words"),
+    [(0, "the NVIDIA driver is not installed"), (12020, "is for CUDA 12.2, CuPy needs 13.0; install a newer driver")],
+)
+def test_a_missing_driver_and_one_that_is_too_old_have_reasons_of_their_own(driver, words):
+    with fake_cuda.installed(driver=driver) as fake:
+        fake.fail["getDeviceCount"] = [35]
+        probe = CudaBackend.probe()
+    assert not probe.devices
+    assert words in probe.reason
+
+
+def test_a_device_that_no_program_may_use_is_not_offered(folder):
+    with fake_cuda.installed(devices=2, modes={0: 2}):
+        assert [device.index for device in CudaBackend.probe().devices] == [1]
+    with fake_cuda.installed(modes={0: 2}):
+        probe = CudaBackend.probe()
+        assert not probe.devices
+        assert "compute mode is prohibited; `nvidia-smi -c DEFAULT`" in probe.reason
+
+
+def test_a_device_that_another_program_holds_alone_says_so(folder):
+    with fake_cuda.installed(modes={0: 3}) as fake:
+        fake.fail["free"] = [46]  # the first call that opens a context
+        with pytest.raises(BackendUnavailable, match="cannot be opened: the device is in exclusive mode and another"):
+            opened(folder)
 
 
 def test_a_device_that_cannot_be_opened_says_why(fake, folder):

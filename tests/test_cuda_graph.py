@@ -197,6 +197,26 @@ def test_memory_is_weights_cache_and_a_little_and_closing_gives_it_back(tiny, cu
     assert not cuda.in_use
 
 
+def test_the_driver_is_asked_for_memory_once_before_the_model_is_loaded(tiny, cuda):
+    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model, Engine(model, context=100) as engine:
+        assert cuda.calls["malloc"] == 1
+        requests = [Request(TOKENS[: 3 + i] * 5, Sampling(), max_tokens=4, ignore_eos=True) for i in range(3)]
+        for stream in [engine.submit(request) for request in requests]:
+            stream.result()
+        assert cuda.calls["malloc"] == 1
+
+
+def test_a_device_without_the_memory_of_the_plan_takes_fewer_layers(tiny, cuda):
+    cuda.fail["malloc"] = [fake_cuda.OUT_OF_MEMORY]
+    said: list[str] = []
+    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100, notify=said.append) as model:
+        assert model.plan.layers_gpu < model.config.n_layers or model.plan.head_on.backend != "cuda"
+        want = forward(tiny("F32"), TOKENS[:1])
+        found = logits_of(model, step_of([TOKENS[0]], [0], stores(model)))
+        np.testing.assert_allclose(found, want, atol=2e-4 * np.abs(want).max())
+    assert any("no memory for" in line and "trying again" in line for line in said)
+
+
 @pytest.mark.parametrize(("rows", "expected"), [(1, SHORTEST), (256, 256), (257, 512), (131072, 131072)])
 def test_buckets_double(rows, expected):
     assert bucket(rows, SHORTEST) == expected

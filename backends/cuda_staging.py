@@ -1,4 +1,4 @@
-"""Device memory of CUDA and the pinned host memory that copies go through. Knows no kernels."""
+"""The pinned host memory that CUDA's copies go through. Knows no kernels."""
 
 from __future__ import annotations
 
@@ -13,24 +13,6 @@ STAGING = 4 << 20  # bytes of pinned memory
 SMALL = STAGING // 4  # copies up to this size go through it
 SLOT, SLOTS = 4 << 10, 4  # bytes and number of the places for what comes while the host goes on
 NO_TIMING = 2  # cudaEventDisableTiming
-
-
-class CudaBuffer:
-    """Memory on a device, freed when nothing refers to it. Freeing waits for the device, so that no kernel loses it."""
-
-    __slots__ = ("_free", "nbytes", "ptr")
-
-    def __init__(self, runtime: Any, nbytes: int):
-        self.ptr, self.nbytes = 0, nbytes
-        self._free = runtime.free
-        self.ptr = runtime.malloc(nbytes)
-
-    def __del__(self) -> None:
-        if self.ptr:
-            try:
-                self._free(self.ptr)
-            except Exception:  # the process ends, or the device is gone with all its memory
-                pass
 
 
 class Staging:
