@@ -41,6 +41,7 @@ static const MatmulTable matmul_table = {
     prepare_bytes,
     prepare_words,
     prepare_floats,
+    prepare_zeros,
 };
 
 }  // namespace layerlift::LL_ISA

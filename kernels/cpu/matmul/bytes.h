@@ -7,32 +7,14 @@
 #include "rows.h"
 #include "table.h"
 #include "unpack.h"
-#ifdef LL_WORDS
+#ifdef LL_PAIRS
+#include "pairs.h"
 #include "words.h"
 #endif
 
 namespace layerlift::LL_ISA {
 
-// A few rows ahead of the reader: the hardware's own prefetcher stops at each 4 KiB page.
-constexpr int kAhead = 4096;
-
-// How many vectors' products are added in 16 bits: quants of b bits times 127, two to a sum, must stay below 2^15.
-template <class L> constexpr int word_run() {
-  int most = L::kSigned ? 0 : L::kBits <= 4 ? 8 : L::kBits == 5 ? 4 : 2, all = 8 / L::kSubs;
-  return most < all ? most : all;
-}
-
 template <class L, int width> static inline i32x16 half_block(const u8x64* w, int first, int count, const int8_t* a, i32x16 acc) {
-#ifdef LL_WORD_SUMS
-  if constexpr (word_run<L>() > 0) {
-    for (int run = first; run < first + count; run += word_run<L>()) {
-      i16x32 sum = zero_i16();
-      for (int g = run; g < run + word_run<L>(); g++) sum = dot2_us(sum, w[g], a + g * width * 4);
-      acc = add_pairs(acc, sum);
-    }
-    return acc;
-  }
-#endif
   LL_UNROLL(8)
   for (int g = first; g < first + count; g++) acc = dot4<L>(acc, w[g], a + g * width * 4);
   return acc;
@@ -59,25 +41,6 @@ static inline f32x16 block_product(const u8x64* w, const f32x16* scale, const in
   return sum;
 }
 
-#ifdef LL_WORD_SUMS
-// acc += one block's quants times the bytes of up to two tokens, each vector used as soon as it is unpacked: all eight
-// would not fit the registers.
-template <class L, int T> static inline void few_dots(const uint8_t* quants, const int8_t* a, i32x16 (&acc)[L::kSubs][T]) {
-  i16x32 sum[L::kSubs][T];
-  int added[2] = {0, 0};
-  each_vector<L>(quants, [&](int g, u8x64 w) {
-    int s = g * 4 / L::kSub;
-    LL_UNROLL(2)
-    for (int t = 0; t < T; t++) {
-      const int8_t* four = a + (g * T + t) * 4;
-      sum[s][t] = added[s] ? dot2_us(sum[s][t], w, four) : mul2_us(w, four);
-    }
-    if (++added[s] < word_run<L>()) return;
-    for (int t = 0; t < T; t++) acc[s][t] = add_pairs(acc[s][t], sum[s][t]);
-    added[s] = 0;
-  });
-}
-#endif
 
 // minimum * sum(x) of one token
 template <class L, int width> static inline f32x16 add_minimum(f32x16 y, const f32x16* minimum, const float* sum) {
@@ -92,26 +55,6 @@ template <class L, int T>
 static inline void block_products(const uint8_t* quants, const f32x16* scale, const int8_t* coarse, const int8_t* fine, bool is_fine,
                                   const int32_t* zeros, f32x16* part) {
   constexpr bool has_zero = zero_of<L>() != 0;
-#ifdef LL_WORD_SUMS
-  if constexpr (word_run<L>() > 0 && T <= 2) {
-    i32x16 acc[L::kSubs][T], high[L::kSubs][T];
-    for (int s = 0; s < L::kSubs; s++)
-      for (int t = 0; t < T; t++) {
-        acc[s][t] = has_zero ? set1_i32(zeros[s * T + t]) : zero_i32();
-        high[s][t] = zero_i32();
-      }
-    if (is_fine) {
-      few_dots<L, T>(quants, coarse, high);
-      for (int s = 0; s < L::kSubs; s++)
-        for (int t = 0; t < T; t++) acc[s][t] = add(acc[s][t], shl<8>(high[s][t]));
-    }
-    few_dots<L, T>(quants, is_fine ? fine : coarse, acc);
-    for (int s = 0; s < L::kSubs; s++)
-      for (int t = 0; t < T; t++)
-        part[t] = s ? fma(to_f32(acc[s][t]), scale[s], part[t]) : mul(to_f32(acc[s][t]), scale[s]);
-    return;
-  }
-#endif
   u8x64 w[8];
   unpack<L>(quants, w);
   LL_UNROLL(8)
@@ -154,8 +97,6 @@ static void stream(const Matrix& m, const Input& in, const int32_t* zeros, int64
 
 // ---- many tokens: a panel of a band is unpacked once, then multiplied with every tile of the input ----
 
-constexpr int kPanelBlocks = 16;  // 512 columns: 16 KiB of bytes, in the first-level cache with a tile of input
-
 // Bytes and scales of a band's panel.
 template <class L> struct Unpacked {
   alignas(64) uint8_t bytes[kPanelBlocks][8][2][64];
@@ -186,28 +127,6 @@ template <class L> static void unpack_panel(const Matrix& m, int64_t band, int64
 // of registers and moves sums through memory.
 template <class L, int width>
 static inline void tile_dots(const uint8_t (*w)[2][64], int count, const int8_t* a, i32x16 (&acc)[2][width]) {
-#ifdef LL_WORD_SUMS
-  if constexpr (word_run<L>() > 0) {
-    for (int run = 0; run < count; run += word_run<L>()) {
-      i16x32 sum[2][width];
-      for (int c = 0; c < width; c++) sum[0][c] = sum[1][c] = zero_i16();
-      int end = run + word_run<L>();
-      asm("" : "+r"(end));  // keeps the loop a loop, see above
-      for (int g = run; g < end; g++, a += width * 4) {
-        u8x64 w0 = load_u8(w[g][0]), w1 = load_u8(w[g][1]);
-        for (int c = 0; c < width; c++) {
-          sum[0][c] = dot2_us(sum[0][c], w0, a + c * 4);
-          sum[1][c] = dot2_us(sum[1][c], w1, a + c * 4);
-        }
-      }
-      for (int c = 0; c < width; c++) {
-        acc[0][c] = add_pairs(acc[0][c], sum[0][c]);
-        acc[1][c] = add_pairs(acc[1][c], sum[1][c]);
-      }
-    }
-    return;
-  }
-#endif
   LL_UNROLL(1)
   for (int g = 0; g < count; g++, a += width * 4) {
     u8x64 w0 = load_u8(w[g][0]), w1 = load_u8(w[g][1]);
@@ -295,27 +214,20 @@ static void panel(const Matrix& m, const Input& in, const int32_t* zeros, int64_
   }
 }
 
-// Whether many tokens are multiplied in words: where sums of byte products would have to be widened at every other one.
-template <class L> constexpr bool in_words() {
-#ifdef LL_WORDS
-  return L::kSigned || L::kBits == 6;
-#else
-  return false;
-#endif
-}
+#define LL_STREAMS(f) {f<L, 1>, f<L, 2>, f<L, 3>, f<L, 4>, f<L, 5>, f<L, 6>, f<L, 7>, f<L, 8>}
 
-template <class L> constexpr Panel panel_of() {
-#ifdef LL_WORDS
-  if constexpr (in_words<L>()) return panel_words<L>;
-  else
-#endif
-    return panel<L>;
-}
-
+// The kernels of a format. Where bytes are multiplied in pairs, unsigned quants take pairs.h, and signed ones, whose sums
+// would have to be widened at each product, take words for many tokens.
 template <class L> constexpr FormatKernels byte_kernels() {
-  return {Kind::kBytes, in_words<L>() ? Kind::kWords : Kind::kBytes, L::kSub, zero_of<L>(),
-          {stream<L, 1>, stream<L, 2>, stream<L, 3>, stream<L, 4>, stream<L, 5>, stream<L, 6>, stream<L, 7>, stream<L, 8>},
-          panel_of<L>(), read_row<L>};
+#ifndef LL_PAIRS
+  return {Kind::kBytes, Kind::kBytes, L::kSub, zero_of<L>(), LL_STREAMS(stream), panel<L>, read_row<L>};
+#else
+  if constexpr (run_of<L>() == 0) {
+    return {Kind::kBytes, Kind::kWords, L::kSub, zero_of<L>(), LL_STREAMS(stream), panel_words<L>, read_row<L>};
+  } else {
+    return {Kind::kBytes, Kind::kBytes, L::kSub, L::kZero, LL_STREAMS(stream_pairs), panel_pairs<L>, read_row<L>};
+  }
+#endif
 }
 
 }  // namespace layerlift::LL_ISA

@@ -5,12 +5,13 @@
 //
 //   f16 scale[16], f16 minimum[16] if there is one
 //   K-quants: int8 sub-scale[8 * 32 / sub][16], then the minima likewise (Q2_K: both in the nibbles of one byte)
-//   the quants of each block, in planes: low 4 (or 2) bits, then the higher bits
+//   the quants of each block, in planes: low 4 (or 2) bits, then the fifth (or third)
 //
 // Within a block, vector g (0..7) is 4 neighbouring columns 4g..4g+3 of each of 16 rows: 64 bytes, what a dot-product
 // instruction takes. Planes narrower than a byte hold several vectors in the bits of one:
 //   4-bit plane: byte vector j (of 4) is vector j low, vector j + 4 high
 //   2-bit plane: byte vector j (of 2) holds vector 2i + j at bits 2i
+//   6 bits: byte vectors 3j..3j+2 (j of 2) hold vectors 4j..4j+2 and, in their top bits, two bits each of vector 4j+3
 //   1-bit plane: bit g is vector g
 // A weight is scale * (q - zero) + minimum. Bytes per weight are GGUF's, within 3 %.
 //

@@ -151,16 +151,16 @@ template <class L> void write_quants(const Plain* rows, int b, uint8_t* to) {
     for (int i = 0; i < 4; i++, q++, at++) {
       if constexpr (L::kBits == 8) {
         for (int g = 0; g < 8; g++) at[64 * g] = q[4 * g];
+      } else if constexpr (L::kBits == 6) {
+        for (int j = 0; j < 2; j++)
+          for (int k = 0; k < 3; k++) at[64 * (3 * j + k)] = uint8_t(q[4 * (4 * j + k)] | (q[4 * (4 * j + 3)] >> 2 * k & 3) << 6);
       } else if constexpr (L::kBits >= 4) {
         for (int j = 0; j < 4; j++) at[64 * j] = uint8_t((q[4 * j] & 15) | (q[4 * (j + 4)] & 15) << 4);
       } else {
         for (int j = 0; j < 2; j++)
           at[64 * j] = uint8_t((q[4 * j] & 3) | (q[4 * (2 + j)] & 3) << 2 | (q[4 * (4 + j)] & 3) << 4 | (q[4 * (6 + j)] & 3) << 6);
       }
-      if constexpr (L::kBits == 6) {
-        for (int j = 0; j < 2; j++)
-          at[256 + 64 * j] = uint8_t(q[4 * j] >> 4 | q[4 * (2 + j)] >> 4 << 2 | q[4 * (4 + j)] >> 4 << 4 | q[4 * (6 + j)] >> 4 << 6);
-      } else if constexpr (L::kBits == 5 || L::kBits == 3) {
+      if constexpr (L::kBits == 5 || L::kBits == 3) {
         int bits = 0;
         for (int g = 0; g < 8; g++) bits |= (q[4 * g] >> (L::kBits - 1)) << g;
         at[L::kBits == 5 ? 256 : 128] = uint8_t(bits);

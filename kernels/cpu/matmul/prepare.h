@@ -167,6 +167,38 @@ static void prepare_bytes(const PrepareArgs& args, const Input& in, int tile) {
     }
 }
 
+// The zeros of one tile's bytes (see Stream).
+#ifdef LL_PAIRS
+static void prepare_zeros(const Input& in, int sub, int zero, int tile, int32_t* zeros) {
+  int64_t width = in.width, parts = in.padded_columns / sub;
+  for (int rest = 0; rest < 2; rest++) {
+    const int8_t* from = (rest ? in.fine : in.bytes) + tile * in.padded_columns * width;
+    int32_t* to = zeros + (rest * in.tiles + tile) * parts * width;
+    for (int64_t part = 0; part < parts; part++, from += sub * width, to += width) {
+      if (rest && !in.is_fine[tile * (in.padded_columns / kBlock) + part * sub / kBlock]) continue;
+      for (int64_t j = 0; j < width; j++) {
+        int even = 0, odd = 0;
+        for (int64_t g = 0; g < sub / 4; g++) {
+          const int8_t* four = from + (g * width + j) * 4;
+          even += four[0] + four[1];
+          odd += four[2] + four[3];
+        }
+        to[j] = int32_t(uint32_t(uint16_t(-zero * even)) | uint32_t(uint16_t(-zero * odd)) << 16);
+      }
+    }
+  }
+}
+#else
+static void prepare_zeros(const Input& in, int sub, int zero, int tile, int32_t* zeros) {
+  int64_t blocks = in.padded_columns / kBlock, width = in.width;
+  const int32_t* sums = in.sum_bytes + tile * blocks * 2 * width;
+  int64_t halves = sub / 16;
+  int32_t* to = zeros + tile * blocks * 2 / halves * width;
+  for (int64_t i = 0; i < blocks * 2; i += halves, sums += halves * width, to += width)
+    for (int64_t j = 0; j < width; j++) to[j] = -zero * (sums[j] + (halves == 2 ? sums[width + j] : 0));
+}
+#endif
+
 // Words of one token in the tile's place `j`.
 static inline void place_words(const float* x, const float* highest, const Input& in, int64_t tile, int j) {
   int64_t blocks = in.padded_columns / kBlock, width = in.width, at = tile * blocks;

@@ -105,7 +105,7 @@ class Call {
         const FormatKernels& k = kernels(f);
         if (kind(f) != Kind::kBytes || !k.zero || in_.zeros_of(k)) continue;
         // While measuring there are no addresses, so equal ones may be counted twice: harmless.
-        in_.zeros[in_.zeros_count++] = {k.sub, k.zero, cutter.take<int32_t>(tokens * columns / k.sub)};
+        in_.zeros[in_.zeros_count++] = {k.sub, k.zero, cutter.take<int32_t>(2 * tokens * columns / k.sub)};
       }
     }
     if (in_.words.tiles) {
@@ -136,23 +136,9 @@ class Call {
       if (tile >= word_tiles) return table_.prepare_floats(mine, in_.floats, tile - word_tiles);
       if (tile >= byte_tiles) return table_.prepare_words(mine, in_.words, tile - byte_tiles);
       table_.prepare_bytes(mine, in_.bytes, tile);
-      for (int i = 0; i < in_.zeros_count; i++) fill_zeros(in_.zeros[i], tile);
+      for (int i = 0; i < in_.zeros_count; i++)
+        table_.prepare_zeros(in_.bytes, in_.zeros[i].sub, in_.zeros[i].zero, tile, in_.zeros[i].values);
     });
-  }
-
-  void fill_zeros(const ZeroArray& z, int tile) {
-    const Input& in = in_.bytes;
-    int64_t blocks = in.padded_columns / kBlock, width = in.width;
-    const int32_t* sums = in.sum_bytes + tile * blocks * 2 * width;
-    if (z.sub == 16) {
-      int32_t* to = z.values + tile * blocks * 2 * width;
-      for (int64_t i = 0; i < blocks * 2 * width; i++) to[i] = -z.zero * sums[i];
-    } else {
-      int32_t* to = z.values + tile * blocks * width;
-      for (int64_t b = 0; b < blocks; b++)
-        for (int64_t j = 0; j < width; j++)
-          to[b * width + j] = -z.zero * (sums[2 * b * width + j] + sums[(2 * b + 1) * width + j]);
-    }
   }
 
   // ---- few tokens: groups of 16 rows, the weights read once ----

@@ -40,7 +40,8 @@ struct PrepareArgs {
   const float* zeros;
 };
 
-// `zeros`: -zero * the sum of the bytes over each `sub` columns, laid out like `scale` with subs for blocks.
+// `zeros`: -zero * the sum of the bytes over each `sub` columns, laid out like `scale` with subs for blocks. Where bytes are
+// multiplied in pairs, the sums of a part's even and odd pairs in the low and high 16 bits; and after these the fine bytes'.
 using Stream = void (*)(const Matrix&, const Input&, const int32_t* zeros, int64_t group, float* out);
 using Panel = void (*)(const Matrix&, const Input&, const int32_t* zeros, int64_t band, int tile_begin, int tile_end,
                        uint8_t* scratch, float* out);
@@ -75,6 +76,7 @@ struct MatmulTable {
   void (*prepare_bytes)(const PrepareArgs&, const Input&, int tile);
   void (*prepare_words)(const PrepareArgs&, const Input&, int tile);
   void (*prepare_floats)(const PrepareArgs&, const Input&, int tile);
+  void (*prepare_zeros)(const Input&, int sub, int zero, int tile, int32_t* zeros);
 };
 
 }  // namespace layerlift

@@ -6,6 +6,10 @@
 
 namespace layerlift::LL_ISA {
 
+// A few rows ahead of the reader: the hardware's own prefetcher stops at each 4 KiB page.
+constexpr int kAhead = 4096;
+constexpr int kPanelBlocks = 16;  // 512 columns: 16 KiB of bytes, in the first-level cache with a tile of input
+
 // What is subtracted from a byte as `unpack` gives it.
 template <class L> constexpr int zero_of() { return L::kSigned ? (kSignedProducts ? 0 : 128) : L::kZero; }
 
@@ -23,13 +27,13 @@ static constexpr IQ4Table make_iq4_table() {
 }
 static constexpr IQ4Table kIQ4Table = make_iq4_table();
 
-// vector 2i + j from bits 2i of v, moved to bit `to`
-template <int to> static inline u8x64 pair_of_bits(u8x64 v, int i) {
+// bits 2i, 2i + 1 of v and what is above them
+static inline u8x64 pair_of_bits(u8x64 v, int i) {
   switch (i) {
-    case 0: return shl_bits<to>(v);
-    case 1: return to >= 2 ? shl_bits<(to >= 2 ? to - 2 : 0)>(v) : shr<2>(v);
-    case 2: return to >= 4 ? v : shr<4>(v);
-    default: return to >= 4 ? shr<2>(v) : shr<6>(v);
+    case 0: return v;
+    case 1: return shr<2>(v);
+    case 2: return shr<4>(v);
+    default: return shr<6>(v);
   }
 }
 
@@ -57,6 +61,17 @@ template <class L, class Use> static inline void each_vector(const uint8_t* p, U
       u8x64 w = load_u8(p + 64 * g);
       use(g, kSignedProducts ? w : xor_(w, set1_u8(128)));
     }
+  } else if constexpr (L::kBits == 6) {
+    LL_UNROLL(2)
+    for (int j = 0; j < 2; j++, p += 192) {
+      u8x64 a = load_u8(p), b = load_u8(p + 64), c = load_u8(p + 128), last = and_(shr<6>(a), set1_u8(3));
+      last = and_or(shr<4>(b), set1_u8(0x0c), last);
+      last = and_or(shr<2>(c), set1_u8(0x30), last);
+      use(4 * j, and_(a, set1_u8(63)));
+      use(4 * j + 1, and_(b, set1_u8(63)));
+      use(4 * j + 2, and_(c, set1_u8(63)));
+      use(4 * j + 3, last);
+    }
   } else if constexpr (L::kBits >= 4) {
     LL_UNROLL(4)
     for (int j = 0; j < 4; j++) {
@@ -68,10 +83,6 @@ template <class L, class Use> static inline void each_vector(const uint8_t* p, U
         u8x64 bits = load_u8(p + 256);
         low = and_or(single_bit<4>(bits, j), set1_u8(0x10), low);
         high = and_or(single_bit<4>(bits, j + 4), set1_u8(0x10), high);
-      } else if constexpr (L::kBits == 6) {
-        u8x64 bits = load_u8(p + 256 + 64 * (j & 1));
-        low = and_or(pair_of_bits<4>(bits, j / 2), set1_u8(0x30), low);
-        high = and_or(pair_of_bits<4>(bits, j / 2 + 2), set1_u8(0x30), high);
       }
       use(j, low);
       use(j + 4, high);
@@ -82,7 +93,7 @@ template <class L, class Use> static inline void each_vector(const uint8_t* p, U
       u8x64 v = load_u8(p + 64 * j);
       LL_UNROLL(4)
       for (int i = 0; i < 4; i++) {
-        u8x64 w = and_(pair_of_bits<0>(v, i), set1_u8(3));
+        u8x64 w = and_(pair_of_bits(v, i), set1_u8(3));
         if constexpr (L::kBits == 3) w = and_or(single_bit<2>(load_u8(p + 128), 2 * i + j), set1_u8(4), w);
         use(2 * i + j, w);
       }

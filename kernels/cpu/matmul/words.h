@@ -22,7 +22,7 @@ struct WordPanel {
 static_assert(sizeof(WordPanel) <= kPanelScratch, "the driver gives a panel so much");
 
 template <class L> static void unpack_words(const Matrix& m, int64_t band, int64_t first, int blocks, WordPanel& to) {
-  static_assert(!L::kMin && (L::kSigned || L::kSuper));
+  static_assert(L::kSigned && !L::kMin);
   for (int half = 0; half < 2; half++) {
     const uint8_t* base = m.group(2 * band + half);
     for (int i = 0; i < blocks; i++) {

@@ -147,8 +147,8 @@ static inline i32x16 dot4_us(i32x16 acc, u8x64 w, const int8_t* a) {
   return {dot4_us(acc.lo, w.lo, b), dot4_us(acc.hi, w.hi, b)};
 }
 
-// Sums of products in 16 bits, two to a lane: as many as cannot overflow are added before they are widened.
-#define LL_WORD_SUMS
+// Sums of products in 16 bits, two to a lane (matmul/pairs.h), and products of 16-bit words (matmul/words.h).
+#define LL_PAIRS
 struct i16x32 { __m256i lo, hi; };
 static inline i16x32 zero_i16() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 // As assembly, which adds in place: GCC 12 copies a sum that leaves a loop at each turn of it.
@@ -166,6 +166,7 @@ static inline i16x32 dot2_us(i16x32 acc, u8x64 w, const int8_t* a) {
   __m256i b = four_bytes(a);
   return {dot2_us(acc.lo, w.lo, b), dot2_us(acc.hi, w.hi, b)};
 }
+static inline i16x32 set1_pair(const int32_t* p) { return {_mm256_set1_epi32(*p), _mm256_set1_epi32(*p)}; }
 static inline i16x32 mul2_us(u8x64 w, const int8_t* a) {
   __m256i b = four_bytes(a);
   return {_mm256_maddubs_epi16(w.lo, b), _mm256_maddubs_epi16(w.hi, b)};
@@ -175,8 +176,10 @@ static inline i32x16 add_pairs(i32x16 acc, i16x32 a) {
   return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(a.lo, ones)), _mm256_add_epi32(acc.hi, _mm256_madd_epi16(a.hi, ones))};
 }
 
-// Products of 16-bit words, two columns of 16 rows to a vector.
-#define LL_WORDS
+static inline i32x16 add_pairs(i32x16 acc, i16x32 a, i16x32 factors) {
+  return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(a.lo, factors.lo)),
+          _mm256_add_epi32(acc.hi, _mm256_madd_epi16(a.hi, factors.hi))};
+}
 static inline i16x32 load_i16(const int16_t* p) { return {load256(p), load256(p + 16)}; }
 static inline void store_i16(int16_t* p, i16x32 a) {
   store256(p, a.lo);
@@ -195,10 +198,16 @@ static inline void widen_pairs(u8x64 w, i16x32& first, i16x32& last) {
   last = {_mm256_srai_epi16(_mm256_shuffle_epi8(w.lo, high), 8), _mm256_srai_epi16(_mm256_shuffle_epi8(w.hi, high), 8)};
 }
 // 16 signed bytes as words, each for both columns of its row.
-static inline i16x32 twice_i8(const int8_t* p) {
-  __m256i words = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  __m256i low = _mm256_unpacklo_epi16(words, words), high = _mm256_unpackhi_epi16(words, words);
-  return {_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31)};
+static inline i16x32 twice_i8(__m128i bytes) {
+  __m256i words = _mm256_cvtepi8_epi16(_mm_shuffle_epi32(bytes, 0xd8));  // in the order that unpacking two lanes wants
+  return {_mm256_unpacklo_epi16(words, words), _mm256_unpackhi_epi16(words, words)};
+}
+static inline __m128i load128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+static inline i16x32 twice_i8(const int8_t* p) { return twice_i8(load128(p)); }
+static inline i16x32 twice_low_nibbles(const uint8_t* p) { return twice_i8(_mm_and_si128(load128(p), _mm_set1_epi8(15))); }
+static inline f32x16 load_high_nibbles(const uint8_t* p) {
+  __m128i b = _mm_and_si128(_mm_srli_epi16(load128(p), 4), _mm_set1_epi8(15));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(b)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(b, 8)))};
 }
 static inline __m256i dot2_words(__m256i acc, __m256i w, __m256i x) {
   __m256i products;
