@@ -39,13 +39,14 @@ struct Lane {
   const int32_t* zero;
 };
 
-// acc = a block's quants times each of N lanes of a tile of `width` tokens. `each` calls back with the block's vectors.
-template <class L, int width, int N, class Each>
-static inline void add_products(Each each, const i16x32* sub, const Lane (&lanes)[N], i32x16 (&acc)[N]) {
+// acc = a block's quants times each of N lanes of a tile of `width` tokens. Each vector is used as soon as it is unpacked:
+// all eight would not fit the registers.
+template <class L, int width, int N>
+[[gnu::always_inline]] static inline void add_products(const uint8_t* quants, const i16x32* sub, const Lane (&lanes)[N], i32x16 (&acc)[N]) {
   i16x32 sum[L::kSubs][N];
   int added[2] = {0, 0};
   for (int n = 0; n < N; n++) acc[n] = zero_i32();
-  each([&](int g, u8x64 w) {
+  each_vector<L>(quants, [&](int g, u8x64 w) __attribute__((always_inline)) {
     int s = g * 4 / L::kSub;
     LL_UNROLL(4)
     for (int n = 0; n < N; n++) {
@@ -69,7 +70,6 @@ template <class L> static inline const int32_t* fine_zeros(const Input& in, cons
 struct BlockInput {
   const int8_t *bytes, *fine;
   const int32_t *zero, *fine_zero;
-  bool is_fine;
 
   Lane coarse_lane(int t) const { return {bytes + 4 * t, zero + t}; }
   Lane fine_lane(int t) const { return {fine + 4 * t, fine_zero + t}; }
@@ -77,38 +77,28 @@ struct BlockInput {
 
 static inline f32x16 both(i32x16 coarse, i32x16 fine) { return fma(to_f32(coarse), set1(256.0f), to_f32(fine)); }
 
-// part[t]: the product of one block with token t's bytes, scaled by the weights' scales alone. One and two tokens use each
-// vector as soon as it is unpacked: all eight would not fit the registers.
+constexpr int kTogether = 4;  // tokens whose sums fit the registers
+
+// part[t]: the product of one block with token t's bytes, scaled by the weights' scales alone, from token `first` on.
+template <class L, int T, int first = 0>
+static inline void coarse_parts(const uint8_t* quants, const i16x32* sub, f32x16 scale, const BlockInput& in, f32x16* part) {
+  constexpr int kNow = T - first < kTogether ? T - first : kTogether;
+  Lane lanes[kNow];
+  i32x16 acc[kNow];
+  for (int t = 0; t < kNow; t++) lanes[t] = in.coarse_lane(first + t);
+  add_products<L, T>(quants, sub, lanes, acc);
+  for (int t = 0; t < kNow; t++) part[first + t] = mul(to_f32(acc[t]), scale);
+  if constexpr (first + kNow < T) coarse_parts<L, T, first + kNow>(quants, sub, scale, in, part);
+}
+
+// The same of a fine block: bytes, and 1/256 of what they leave.
 template <class L, int T>
-static inline void block_parts(const uint8_t* quants, const i16x32* sub, f32x16 scale, const BlockInput& in, f32x16* part) {
-  auto from_memory = [quants](auto use) { each_vector<L>(quants, use); };
-  if constexpr (T == 1) {
-    i32x16 acc[1], two[2];
-    if (in.is_fine) add_products<L, T>(from_memory, sub, {in.coarse_lane(0), in.fine_lane(0)}, two);
-    else add_products<L, T>(from_memory, sub, {in.coarse_lane(0)}, acc);
-    part[0] = mul(in.is_fine ? both(two[0], two[1]) : to_f32(acc[0]), scale);
-  } else {
-    u8x64 w[8];
+static inline void fine_parts(const uint8_t* quants, const i16x32* sub, f32x16 scale, const BlockInput& in, f32x16* part) {
+  LL_UNROLL(1)
+  for (int t = 0; t < T; t++) {
     i32x16 acc[2];
-    auto from_array = [&w](auto use) {
-      LL_UNROLL(8)
-      for (int g = 0; g < 8; g++) use(g, w[g]);
-    };
-    if (T > 2 || in.is_fine) unpack<L>(quants, w);
-    if (in.is_fine) {
-      for (int t = 0; t < T; t++) {
-        add_products<L, T>(from_array, sub, {in.coarse_lane(t), in.fine_lane(t)}, acc);
-        part[t] = mul(both(acc[0], acc[1]), scale);
-      }
-    } else {
-      for (int t = 0; t < T; t += 2) {
-        int second = t + 1 < T ? t + 1 : t;
-        if constexpr (T == 2) add_products<L, T>(from_memory, sub, {in.coarse_lane(0), in.coarse_lane(1)}, acc);
-        else add_products<L, T>(from_array, sub, {in.coarse_lane(t), in.coarse_lane(second)}, acc);
-        part[t] = mul(to_f32(acc[0]), scale);
-        part[second] = mul(to_f32(acc[1]), scale);
-      }
-    }
+    add_products<L, T>(quants, sub, {in.coarse_lane(t), in.fine_lane(t)}, acc);
+    part[t] = mul(both(acc[0], acc[1]), scale);
   }
 }
 
@@ -119,7 +109,7 @@ static void stream_pairs(const Matrix& m, const Input& in, const int32_t* zeros,
   for (int t = 0; t < T; t++) y[t] = zero_f32();
   const uint8_t *slab = m.group(group), *is_fine = in.is_fine;
   const float *x_scale = in.scale, *x_sum = L::kSubs == 1 ? in.block_sum : in.sum;
-  BlockInput x{in.bytes, in.fine, zeros, fine_zeros<L>(in, zeros), false};
+  BlockInput x{in.bytes, in.fine, zeros, fine_zeros<L>(in, zeros)};
   for (int64_t i = 0, slabs = m.padded_columns / L::kColumns; i < slabs; i++, slab += L::kSlab) {
     f32x16 scale = load_f16(reinterpret_cast<const uint16_t*>(slab)), minimum = zero_f32();
     if constexpr (L::kMin) minimum = load_f16(reinterpret_cast<const uint16_t*>(slab) + kGroup);
@@ -129,9 +119,8 @@ static void stream_pairs(const Matrix& m, const Input& in, const int32_t* zeros,
       i16x32 sub[L::kSubs];
       if constexpr (L::kSuper)
         for (int s = 0; s < L::kSubs; s++) sub[s] = sub_words<L>(slab, b, s);
-      x.is_fine = *is_fine++;
       f32x16 part[T];
-      block_parts<L, T>(quants, sub, scale, x, part);
+      *is_fine++ ? fine_parts<L, T>(quants, sub, scale, x, part) : coarse_parts<L, T>(quants, sub, scale, x, part);
       LL_UNROLL(8)
       for (int t = 0; t < T; t++) y[t] = fma(part[t], set1(x_scale[t]), y[t]);
       if constexpr (L::kMin)

@@ -54,7 +54,7 @@ template <int to> static inline u8x64 single_bit(u8x64 v, int g) {
 
 // Calls use(g, w) for the 8 vectors of a block as bytes to multiply: offset by zero_of<L>(), or signed where dot4 takes
 // them so. Vectors that share a load come one after the other.
-template <class L, class Use> static inline void each_vector(const uint8_t* p, Use use) {
+template <class L, class Use> [[gnu::always_inline]] static inline void each_vector(const uint8_t* p, Use use) {
   if constexpr (L::kBits == 8) {
     LL_UNROLL(8)
     for (int g = 0; g < 8; g++) {
