@@ -1,4 +1,4 @@
-// Products of quantised weights with many tokens in 16-bit words, where an instruction set has no dot product of bytes:
+// Products of signed quants with many tokens in 16-bit words, where an instruction set has no dot product of signed bytes:
 // byte products would have to be widened as often as they are made, and words need no second pass for fine blocks.
 //
 // y[t] = sum over blocks of scale * x_scale * (w . x): weights as words, a K-quant's sub-scales multiplied in; inputs
