@@ -73,8 +73,10 @@ static inline i32x16 fine_bytes(f32x16 rest) {
   return round_i32(max(min(mul(rest, set1(256.0f)), set1(127.0f)), set1(-127.0f)));
 }
 
-// Rounds `count` blocks of one token, the tile's place `j`.
-static inline void prepare_batch(const float* x, const float* highest, const Input& in, int64_t at, int count, int j) {
+// Rounds `count` blocks of one token, the tile's place `j`. Blocks that are fine for other tokens of the tile and not for
+// this one have fine bytes of zero: what a token comes to does not depend on its neighbours.
+static inline void prepare_batch(const float* x, const float* highest, const uint8_t* own_fine, const Input& in, int64_t at,
+                                 int count, int j) {
   int width = in.width;
   f32x16 v[2 * kBatch], sums[2 * kBatch];
   alignas(64) int8_t coarse[kBatch * kBlock], rest[kBatch * kBlock];
@@ -90,7 +92,7 @@ static inline void prepare_batch(const float* x, const float* highest, const Inp
     sums[i] = to_f32(q);
     bad = fma(v[i], zero_f32(), bad);
     if (any_fine && i < 2 * count && in.is_fine[at + i / 2]) {
-      i32x16 r = fine_bytes(sub(scaled, sums[i]));
+      i32x16 r = own_fine[i / 2] ? fine_bytes(sub(scaled, sums[i])) : zero_i32();
       store_i8(rest + 16 * i, r);
       sums[i] = fma(sums[i], set1(256.0f), to_f32(r));
     }
@@ -113,8 +115,8 @@ static inline void prepare_batch(const float* x, const float* highest, const Inp
   }
 }
 
-// Chooses a tile's fine blocks: `noise` [blocks] is what rounding each to 8 bits would add to the mean square error of
-// the products, as a share of their mean square. The worst are made fine until the rest add no more than the budget.
+// Chooses fine blocks: `noise` [blocks] is what rounding each to 8 bits would add to the mean square error of the
+// products, as a share of their mean square. The worst are made fine until the rest add no more than the budget.
 static void choose_fine(const float* noise, int64_t blocks, float budget, uint8_t* is_fine) {
   float total = 0.0f, highest = 0.0f;
   for (int64_t b = 0; b < blocks; b++) {
@@ -147,23 +149,27 @@ static inline void add_noise(const float* x, const float* highest, int64_t block
 static void prepare_bytes(const PrepareArgs& args, const Input& in, int tile) {
   int64_t blocks = in.padded_columns / kBlock, at = tile * blocks;
   uint8_t* is_fine = in.is_fine + at;
+  const bool alone = args.alone && !args.fine;
   const float* rows[16];
-  for (int64_t b = 0; b < blocks; b++) args.noise[b] = 0.0f;
+  for (int64_t b = 0; b < blocks; b++) is_fine[b] = args.fine, args.noise[b] = 0.0f;
   for (int j = 0; j < in.width; j++) {
     int64_t token = int64_t(tile) * in.width + j;
     rows[j] = token < in.tokens ? input_row(args, in.padded_columns, token, j) : args.zeros;
     float* highest = args.highest + j * blocks;
     highest_of_blocks(rows[j], blocks, highest);
-    if (!args.fine && token < in.tokens) add_noise(rows[j], highest, blocks, 1.0f / float(in.width), args.noise);
+    if (args.fine) continue;
+    if (token < in.tokens) add_noise(rows[j], highest, blocks, alone ? 1.0f : 1.0f / float(in.width), args.noise);
+    if (!alone) continue;
+    uint8_t* own = args.own_fine + j * blocks;
+    choose_fine(args.noise, blocks, args.budget, own);
+    for (int64_t b = 0; b < blocks; b++) is_fine[b] |= own[b], args.noise[b] = 0.0f;
   }
-  if (args.fine)
-    for (int64_t b = 0; b < blocks; b++) is_fine[b] = 1;
-  else
-    choose_fine(args.noise, blocks, args.budget, is_fine);
+  if (!alone && !args.fine) choose_fine(args.noise, blocks, args.budget, is_fine);
   for (int j = 0; j < in.width; j++)
     for (int64_t b = 0; b < blocks; b += kBatch) {
       int count = blocks - b < kBatch ? int(blocks - b) : kBatch;
-      prepare_batch(rows[j] + b * kBlock, args.highest + j * blocks + b, in, at + b, count, j);
+      const uint8_t* own = alone ? args.own_fine + j * blocks : is_fine;
+      prepare_batch(rows[j] + b * kBlock, args.highest + j * blocks + b, own + b, in, at + b, count, j);
     }
 }
 

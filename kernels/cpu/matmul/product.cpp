@@ -10,6 +10,7 @@ namespace {
 // What rounding inputs to bytes may add to the relative mean square error of a product. Gaussian inputs stand at 2.8e-5
 // without fine blocks. Measured on SmolLM2-135M Q4_1: a Kullback-Leibler divergence of 4.5e-4 from exact inputs' tokens.
 constexpr float kNoiseBudget = 2.5e-5f;
+constexpr int kNarrowTile = 2;          // in one so narrow, a token that chooses its fine blocks alone costs the others little
 constexpr int64_t kFineTokens = 4;      // so few may have 16 bits, see MatmulTable::fine_is_free
 constexpr int64_t kTokensAtOnce = 512;  // bounds scratch memory
 constexpr int64_t kStreamBytes = 48 << 10;  // of weights in one chunk: a few microseconds' work
@@ -86,9 +87,9 @@ class Call {
 
   void cut(Cutter& cutter) {
     int64_t columns = padded(product_.input.columns), blocks = columns / kBlock;
-    // For each thread: rows and their blocks' maxima, noise, zeros.
+    // For each thread: rows and their blocks' maxima, noise, zeros, and a byte for each block of each row.
     int64_t width = std::max(table_.width_bytes, kStreamTokens);
-    scratch_floats_ = (width + 1) * (columns + blocks) + 16;
+    scratch_floats_ = (width + 1) * (columns + blocks) + width * blocks / 4 + 16;
     scratch_ = cutter.take<float>(scratch_floats_ * context_.pool.threads());
     if (in_.bytes.tiles) {
       Input& in = in_.bytes;
@@ -122,6 +123,8 @@ class Call {
     args.x += first_ * args.stride;
     args.fine = product_.exact || (tokens_ <= kFineTokens && table_.fine_is_free);
     args.budget = kNoiseBudget;
+    // A sequence's next token must not depend on who else is in the step.
+    args.alone = streaming_ || table_.width_bytes <= kNarrowTile;
     int byte_tiles = in_.bytes.tiles, word_tiles = byte_tiles + in_.words.tiles, tiles = word_tiles + in_.floats.tiles;
     int64_t columns = padded(args.columns), blocks = columns / kBlock;
     int64_t width = std::max(table_.width_bytes, kStreamTokens);
@@ -132,6 +135,7 @@ class Call {
       mine.zeros = zeros;
       mine.highest = zeros + columns;
       mine.noise = mine.highest + width * blocks;
+      mine.own_fine = reinterpret_cast<uint8_t*>(mine.noise + blocks);
       std::fill(zeros, zeros + columns, 0.0f);
       if (tile >= word_tiles) return table_.prepare_floats(mine, in_.floats, tile - word_tiles);
       if (tile >= byte_tiles) return table_.prepare_words(mine, in_.words, tile - byte_tiles);

@@ -34,9 +34,11 @@ struct PrepareArgs {
   int64_t columns;
   bool fine;               // fine bytes for every block
   float budget;            // else: rounding may add so much to the relative mean square error of a product
-  // Scratch of the calling thread: row [width][padded_columns], highest [width][blocks], noise [blocks]; and zeros
-  // [padded_columns].
+  bool alone;              // each token chooses its fine blocks for itself; else those of a tile do together
+  // Scratch of the calling thread: row [width][padded_columns], highest [width][blocks], noise [blocks], own_fine
+  // [width][blocks]; and zeros [padded_columns].
   float *row, *highest, *noise;
+  uint8_t* own_fine;
   const float* zeros;
 };
 
