@@ -10,6 +10,7 @@ import atexit
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.base import Array, Backend, KVDtype, Span, Step
-from .batch import choose
+from .batch import Pace, choose
 from .errors import ContextFull, LayerliftError, UserError
 from .flight import Flight, Outputs, Part
 from .kv import KVCache, Sequence
@@ -32,7 +33,7 @@ from .task import Task
 
 T = TypeVar("T")
 Chosen = tuple[Task, Sequence, NDArray[np.int32]]  # a task, its sequence, the rows reserved for its share of a step
-BUSY_BATCH = 128  # prompt tokens of a step while other sequences generate
+PAUSE = 0.1  # seconds between two tokens of an answer while others' prompts are read, where the device is fast enough
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Engine:
         self._waiting: deque[Task] = deque()
         self._running: list[Task] = []
         self._under_way: Flight | None = None  # a step that started before the tokens it reads were known here
+        self._pace = Pace(PAUSE)
         self._closed = False
         self._process = os.getpid()
         # A step must not run on while Python ends and takes the native library away below it.
@@ -237,9 +239,15 @@ class Engine:
         if flight:
             self._under_way = self._launch_ahead(flight)
             self._answer(flight)
+            if not flight.reads_prompts:
+                self._pace.answered(time.perf_counter())
 
     def _launch(self, chosen: list[Chosen]) -> Flight:
         """Starts a step. Its tokens count as evaluated from now on."""
+        reading = any(len(rows) > 1 for _, _, rows in chosen)
+        if reading:
+            tokens = sum(len(rows) for _, _, rows in chosen)
+            self._pace.read(tokens, waiting=any(task.pending == 1 for task in self._running))
         origin, x = self.model.forward(self._assemble(chosen))
         parts, first = [], 0
         for task, sequence, rows in chosen:
@@ -250,7 +258,7 @@ class Engine:
             first += wanted
             if task.prompt_left:
                 task.prefilled(count)
-        return Flight(parts, origin, x, self._outputs(origin, x, parts))
+        return Flight(parts, origin, x, self._outputs(origin, x, parts), reading)
 
     def _launch_ahead(self, flight: Flight) -> Flight | None:
         """Starts the next token of every sequence while those of `flight` are on their way here, where that is sure.
@@ -289,7 +297,8 @@ class Engine:
 
     def _reserve(self) -> list[Chosen]:
         """Rows for each task's share of the next step. A task for which none are left makes room, waits or ends."""
-        shares = choose([t.pending for t in self._running], batch=self.batch, busy_batch=BUSY_BATCH)
+        pending = [t.pending for t in self._running]
+        shares = choose(pending, batch=self.batch, chunk=self._pace.chunk, reading=self._pace.reading)
         chosen: list[Chosen] = []
         for task, count in [(self._running[s.task], s.count) for s in shares]:
             sequence = task.sequence

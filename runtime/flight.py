@@ -86,3 +86,4 @@ class Flight:
     origin: Backend
     x: Array
     outputs: Outputs | None
+    reads_prompts: bool = False

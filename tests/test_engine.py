@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -95,6 +96,43 @@ def test_sequences_that_outgrow_the_cache_together_finish_one_after_the_other(mo
         together = [ids(stream.result()) for stream in streams]
     with Engine(model, context=64, slots=1, kv_dtype="f32") as engine:
         assert [ids(engine.submit(greedy(p, 50)).result()) for p in prompts] == together
+
+
+def test_a_long_prompt_lets_others_go_on_between_its_chunks(engine):
+    told: list[str] = []
+
+    def teller(name):
+        return lambda event: told.append(name if isinstance(event, Token | Prefill) else "")
+
+    engine.submit(greedy([5, 6], 100), teller("token"))
+    while told.count("token") < 3:
+        time.sleep(0.001)
+    engine.submit(greedy([7 + i % 200 for i in range(240)], 1, cache_prompt=False), teller("chunk"))
+    while told.count("") < 2:
+        time.sleep(0.001)
+    chunks = [i for i, name in enumerate(told) if name == "chunk"][:-1]  # the last one is its only token
+    assert len(chunks) == 8  # of 32 tokens, the engine's largest step
+    assert all(told[i + 1] == "token" for i in chunks[:-1]), told
+
+
+@pytest.mark.parametrize("fmt", ["Q4_1", "Q6_K", "Q8_0"])
+def test_what_a_sequence_says_does_not_depend_on_its_neighbours_to_the_last_bit(tiny, fmt):
+    prompts = [[(7 * i * j) % 290 + 5 for j in range(9 + 5 * i)] for i in range(4)]
+    with (
+        Model.load(tiny(fmt), ngl=0, threads=2) as model,
+        Engine(model, context=512, slots=4) as engine,
+    ):
+        sampling = Sampling(temperature=0.0, n_probs=1)
+
+        def answers(together: bool):
+            requests = [Request(p, sampling, 12, ignore_eos=True, cache_prompt=False) for p in prompts]
+            if together:
+                done = [stream.result() for stream in [engine.submit(r) for r in requests]]
+            else:
+                done = [engine.submit(r).result() for r in requests]
+            return [[(token.id, token.logprob) for token in each.tokens] for each in done]
+
+        assert answers(together=True) == answers(together=False)
 
 
 def test_events_come_in_order(engine):
