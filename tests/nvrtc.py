@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")  # from Turing to Blackwell
+
 
 class Nvrtc:
     """libnvrtc of the package nvidia-cuda-nvrtc, or of an installed CUDA toolkit."""

@@ -12,7 +12,6 @@ from layerlift.backends.gpu_repack import repack
 from layerlift.backends.gpu_step import StepLayout
 from layerlift.backends.opcases import matrix, normal, one_step, rope_spec
 from layerlift.backends.oracle import exact_activation, exact_norm, exact_rope
-from nvrtc import nvrtc, registers, spills
 
 EPS = 1e-5
 
@@ -166,39 +165,3 @@ def test_what_has_no_kernel_is_known_beforehand():
     assert matvec_ready(2048, "Q6_K", "F16")
     assert not matvec_ready(2048, "Q2_K")
     assert not matvec_ready(2056, "F16")
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# What the compiler for the device says
-
-CEILING = {1: 80, 4: 128, 8: 168}  # registers: by tokens
-
-
-def check_build(compiler, arch, program):
-    log = compiler.compile(program.text(), arch)
-    assert max(spills(log).values()) == 0, f"{program} on {arch} spills: {spills(log)}"
-    assert max(registers(log).values()) <= CEILING[program.tokens]
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        Matvec("qkv", 2048, 1, ("Q4_K", "Q4_K", "Q6_K"), 2048),
-        Matvec("gated", 2048, 1, ("Q6_K",), 8192),
-        Matvec("project", 8192, 1, ("BF16",), 2048),
-    ],
-    ids=lambda p: p.kind,
-)
-def test_decode_builds_within_80_registers_and_without_spills(program):
-    check_build(nvrtc(), "sm_90", program)
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
-def test_every_architecture_and_format_builds(arch):
-    compiler = nvrtc()
-    for fmt in MATVEC_FORMATS:
-        check_build(compiler, arch, Matvec("project", 8192, 1, (fmt,), 2048))
-        check_build(compiler, arch, Matvec("gated", 2048, 1, (fmt,), 8192))
-        check_build(compiler, arch, Matvec("qkv", 2048, 4, (fmt,) * 3, 2048))
-        check_build(compiler, arch, Matvec("project", 2048, 1, (fmt,), 128256))
