@@ -52,7 +52,7 @@ def test_more_tokens_are_multiplied_on_tensor_cores():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("few", [4, 8])
+@pytest.mark.parametrize("few", [4, pytest.param(8, marks=pytest.mark.exhaustive)])
 def test_every_composite_and_attention_of_the_op_table(monkeypatch, few):
     monkeypatch.setattr(cuda_ops, "FEW", few)
     for fmt in ("F32", "Q8_0", "Q4_1", "Q6_K"):
@@ -67,9 +67,16 @@ def test_every_composite_and_attention_of_the_op_table(monkeypatch, few):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [(7, 5), (8, 6)])
-def test_products_of_the_op_table_on_older_devices(capability):
-    for fmt in ("BF16", "F16", "Q5_0", "IQ4_NL", "Q2_K", "F32"):
+@pytest.mark.parametrize(
+    ("capability", "formats"),
+    [
+        ((7, 5), ("BF16", "Q5_0")),  # no tensor core takes bf16 there
+        pytest.param((7, 5), ("F16", "IQ4_NL", "Q2_K", "F32"), marks=pytest.mark.exhaustive),
+        pytest.param((8, 6), ("BF16", "F16", "Q5_0", "IQ4_NL", "Q2_K", "F32"), marks=pytest.mark.exhaustive),
+    ],
+)
+def test_products_of_the_op_table_on_older_devices(capability, formats):
+    for fmt in formats:
         with opened(capability) as (backend, _):
             for name, case in CASES.items():
                 if case.op == "matmul" and case.fmt == fmt:
