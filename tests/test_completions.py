@@ -32,11 +32,11 @@ def test_the_shell_reads_its_script(shell, tmp_path):
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
-        (("layerlift", "ben"), {"bench"}),
-        (("layerlift", "--outt"), set()),
-        (("layerlift", "convert", "--outt"), {"--outtype"}),
-        (("layerlift", "convert", "--outtype", "q"), {"q8_0"}),
-        (("layerlift", "--cli", "--top-"), {"--top-k", "--top-p"}),
+        (("layerlift", "ben"), ["bench"]),
+        (("layerlift", "--outt"), []),
+        (("layerlift", "convert", "--outt"), ["--outtype"]),
+        (("layerlift", "convert", "--outtype", "q"), ["q8_0"]),
+        (("layerlift", "--cli", "--top-"), ["--top-k", "--top-p"]),
     ],
     ids=" ".join,
 )
@@ -48,7 +48,7 @@ def test_bash_completes(typed, expected, tmp_path):
     run = f'\nCOMP_WORDS=({words}); COMP_CWORD={len(typed) - 1}; _layerlift; printf "%s\\n" "${{COMPREPLY[@]}}"\n'
     script.write_text(completion("bash") + run)
     done = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) == expected
+    assert done.stdout.split() == expected
 
 
 def test_the_man_page_has_every_flag_and_command():

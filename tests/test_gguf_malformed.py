@@ -327,7 +327,7 @@ MUTATION = settings(
 
 
 @seed(20)
-@settings(MUTATION, max_examples=2000)
+@settings(MUTATION, max_examples=500)
 @given(changes=st.lists(CHANGE, min_size=1, max_size=4))
 def test_a_mutated_file_opens_or_is_refused(tmp_path, changes):
     opens(tmp_path / "m.gguf", mutate(SOUND, changes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,13 @@ HEAVY = {
 }
 
 
-def imports(path: Path):
+@cache
+def imports(path: Path) -> list[tuple[str, bool]]:
     """(package-absolute module, is at top level) of every import, type-checking ones left out."""
+    return list(_imports(path))
+
+
+def _imports(path: Path):
     tree = ast.parse(path.read_text())
     package = ["layerlift", *path.relative_to(ROOT).parts[:-1]]
     guarded = {

@@ -138,5 +138,5 @@ def _common(a, b) -> int:
     return n
 
 
-CacheMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+CacheMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 test_any_series_of_operations = CacheMachine.TestCase

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -22,17 +24,22 @@ def runnable(tiny, tmp_path_factory):
     return path
 
 
-def test_it_answers_as_the_bare_model_does(runnable, tiny):
-    bare = run(sys.executable, "-m", "layerlift.runtime.cli", "-m", tiny(), *ANSWER)
-    assert bare.returncode == 0, bare.stderr
-    assert len(bare.stdout) > len("Hello")
-    for command in ([sys.executable, runnable], [sys.executable, "-m", "layerlift.runtime.cli", "-m", runnable]):
-        done = run(*command, *ANSWER)
-        assert (done.returncode, done.stdout) == (0, bare.stdout), done.stderr
+def answer(capsys, argv) -> str:
+    """What a command line of this process writes."""
+    capsys.readouterr()
+    assert main(argv) == 0
+    return capsys.readouterr().out
+
+
+def test_it_answers_as_the_bare_model_does(runnable, tiny, capsys):
+    bare = answer(capsys, ["-m", str(tiny()), *ANSWER])
+    assert len(bare) > len("Hello")
+    assert answer(capsys, ["-m", str(runnable), *ANSWER]) == bare
+    assert answer(capsys, command_line(str(runnable), ANSWER)) == bare
 
 
 @pytest.mark.skipif(os.name == "nt", reason="this system starts no files by their first line")
-def test_it_starts_by_itself_through_a_link_from_a_read_only_folder(runnable, tmp_path):
+def test_it_starts_by_itself_through_a_link_from_a_read_only_folder(runnable, tiny, tmp_path, capsys):
     link = tmp_path / "link"
     link.symlink_to(runnable)
     folder = runnable.parent
@@ -41,16 +48,14 @@ def test_it_starts_by_itself_through_a_link_from_a_read_only_folder(runnable, tm
         done = run("./link", *ANSWER, cwd=tmp_path)
     finally:
         folder.chmod(0o755)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Hello")
+    assert (done.returncode, done.stdout) == (0, answer(capsys, ["-m", str(tiny()), *ANSWER])), done.stderr
 
 
-def test_it_talks_and_measures(runnable):
-    chat = run(sys.executable, runnable, "-n", "4", "--gpu", "disable", "--nologo", stdin="hi\n")
-    assert chat.returncode == 0, chat.stderr
-    bench = run(sys.executable, runnable, "bench", "-p", "8", "-n", "2", "-r", "1", "-o", "json", "--gpu", "disable")
-    assert bench.returncode == 0, bench.stderr
-    assert "pp8" in bench.stdout or '"n_prompt": 8' in bench.stdout
+def test_it_talks_and_measures(runnable, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n"))
+    assert answer(capsys, command_line(str(runnable), ["-n", "4", "--gpu", "disable", "--ignore-eos"])).strip()
+    asked = ["bench", "-p", "8", "-n", "2", "-r", "1", "-o", "json", "--gpu", "disable"]
+    assert [row["n_prompt"] for row in json.loads(answer(capsys, command_line(str(runnable), asked)))] == [8, 0]
 
 
 def test_packed_flags_choose_the_mode_and_typed_ones_have_the_last_word(tmp_path, tiny, capsys):

@@ -103,8 +103,8 @@ def test_a_part_that_is_being_written_is_left_alone(tmp_path, content):
 
 
 def test_killed_at_random_points_there_is_a_whole_file_or_none(tmp_path, tiny):
-    there = killed_while_packing(tiny(), tmp_path / "m.llm", 10, 0.03)
-    assert there < 10, "no kill came in time"
+    there = killed_while_packing(tiny(), tmp_path / "m.llm", 4, 0.03)
+    assert there < 4, "no kill came in time"
 
 
 def test_a_source_that_shrinks_is_noticed(tmp_path, content):

@@ -55,9 +55,9 @@ def test_an_unknown_pre_tokenizer_is_default_with_a_warning(made, pre, word):
 
 
 @pytest.mark.parametrize("name", ["gpt-2", "llama-bpe", "qwen2", "deepseek-llm", "deepseek-v3", "gpt-4o", "superbpe"])
-@pytest.mark.parametrize("text", [" " * 100_000 + "1", "1" * 100_000, "a" * 100_000, "\n " * 50_000, "'" * 100_000])
+@pytest.mark.parametrize("text", [" " * 50_000 + "1", "1" * 50_000, "a" * 50_000, "\n " * 25_000, "'" * 50_000])
 def test_long_runs_take_time_in_proportion(made, name, text):
     tokenizer = made(bpe_keys(pre=name))
     begin = time.process_time()
     assert tokenizer.decode(tokenizer.encode(text, parse_special=False)) == text
-    assert time.process_time() - begin < 5
+    assert time.process_time() - begin < 2.5

@@ -18,11 +18,11 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM ends a 
 
 
 class Process:
-    """A server process; its stderr is gathered as it comes."""
+    """A server process, of layerlift or another `command`; its stderr is gathered as it comes."""
 
-    def __init__(self, *flags: str):
-        command = [sys.executable, "-m", "layerlift", "--server", "--nobrowser", "--gpu", "disable", "-t", "1", *flags]
-        self.child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def __init__(self, *flags: str, command=(sys.executable, "-m", "layerlift"), env: dict[str, str] | None = None):
+        line = [*command, "--server", "--nobrowser", "--gpu", "disable", "-t", "1", *flags]
+        self.child = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
         self.said = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -53,8 +53,8 @@ class Process:
 
 
 @contextlib.contextmanager
-def started(*flags: str):
-    process = Process(*flags)
+def started(*flags: str, **more):
+    process = Process(*flags, **more)
     try:
         yield process
     finally:
