@@ -3,8 +3,9 @@
     python -m layerlift.bench.gpu [--backend cuda] [--shape 1b,3b] [--formats BF16,F16,Q8_0,Q6_K,Q4_K,Q4_0]
         [--contexts 128,4096,32768] [--batches 1,2,4,8,16,32,64] [--prefill 512] [--no-check] [--save NAME]
 
-Models are random ones of the named shapes, whole on the device. Times are wall-clock, Python included. The floor of a
-step is the time that reading its weights and cache once takes at the device's own copy speed.
+Models are random ones of the named shapes, whole on the device. Times are wall-clock, Python included; a step is queued
+before the last one's tokens are there, as the engine does it. The floor of a step is the time that reading its weights
+and cache once takes at the device's own copy speed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.base import DeviceInfo, DeviceOutOfMemory, KVStore, Span, Step, UnsupportedFormat, Weight
+from ..backends.base import DeviceInfo, DeviceOutOfMemory, KVStore, Picked, Span, Step, UnsupportedFormat, Weight
 from ..backends.gpu import GpuBackend
 from ..backends.opcases import all_cases, judge
 from ..backends.random_blocks import random_rows
@@ -129,11 +130,25 @@ def stores(model: Model, capacity: int) -> list[KVStore]:
     return [s.backend.kv_alloc(capacity, c.n_kv_heads, c.head_dim) for s in model.stages for _ in s.blocks]
 
 
-def one_step(model: Model, step: Step) -> None:
-    """A step to the picked tokens, which are waited for: what the engine does without sampling."""
-    step.scratch.clear()
-    backend, logits = model.logits(*model.forward(step))
-    backend.pick(logits).wait()
+class Turns:
+    """Steps to the likeliest tokens as the engine makes them: one is queued before those of the last are waited for."""
+
+    def __init__(self, model: Model, step: Step):
+        self._model, self._step = model, step
+        self._last: Picked | None = None
+
+    def __call__(self) -> None:
+        self._step.scratch.clear()
+        backend, logits = self._model.logits(*self._model.forward(self._step))
+        last, self._last = self._last, backend.pick(logits)
+        if last:
+            last.wait()
+
+    def seconds(self, backend: GpuBackend, *, queued: int) -> float:
+        found = seconds_of(backend, self, queued=queued)
+        if self._last:
+            self._last.wait()
+        return found
 
 
 def weight_bytes(model: Model) -> int:
@@ -150,7 +165,7 @@ def decoding(model: Model, name: str, limit: Limits, contexts: Sequence[int], ba
             try:
                 kv = stores(model, context * batch)
                 step = decode_step(kv, context, batch)
-                seconds = seconds_of(backend, lambda step=step: one_step(model, step))
+                seconds = Turns(model, step).seconds(backend, queued=8)
             except DeviceOutOfMemory:
                 yield Line(name, what, 0, 0, batch)
                 continue
@@ -163,7 +178,7 @@ def prefill(model: Model, name: str, limit: Limits, tokens: int) -> Line:
     (backend,) = model.backends
     assert isinstance(backend, GpuBackend)
     step = prompt_step(stores(model, tokens), tokens)
-    seconds = seconds_of(backend, lambda: one_step(model, step))
+    seconds = Turns(model, step).seconds(backend, queued=1)
     weights = sum(w.shape[0] * w.shape[1] for ws in model._matrices.values() for w in ws)
     return Line(name, f"prompt of {tokens}", seconds, 2 * weights * tokens / limit.product, tokens)
 

@@ -1,29 +1,50 @@
-"""The GPU benchmark's logic, on OpenCL's CPU device and a tiny model. What it measures there does not matter."""
+"""The GPU benchmark's logic, on devices that are none and a tiny model. What it measures there does not matter."""
 
 from __future__ import annotations
 
 import json
 
+import fake_cuda
 import pytest
 from layerlift.bench import gpu, machine
 from opencl_here import opencl_device
 
-TINY = ["--backend", "opencl", "--shape", "tiny", "--formats", "Q4_1", "--contexts", "16", "--batches", "1,2",
+TINY = ["--shape", "tiny", "--formats", "Q4_1", "--contexts", "16", "--batches", "1,2",
         "--prefill", "12", "--mib", "1", "--no-check"]  # fmt: skip
 
 
-def test_one_table_last_and_a_file_with_commit_and_device(capsys, tmp_path, monkeypatch):
-    device = opencl_device()
-    monkeypatch.setattr(gpu, "save", lambda name, rows, **m: machine.save(name, rows, folder=tmp_path, **m))
-    assert gpu.main([*TINY, "--save", "gpu"]) == 0
+def once(backend, run, **_):
+    """In place of `seconds_of`: three turns, and some time."""
+    for _ in range(3):
+        run()
+    backend.synchronize()
+    return 1e-3
+
+
+@pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.slow), "opencl"])
+def backend(request, monkeypatch, tmp_path):
+    """A backend's name, with a device behind it."""
+    if request.param == "opencl":
+        opencl_device()
+        yield "opencl"
+        return
+    monkeypatch.setenv("LAYERLIFT_CACHE", str(tmp_path / "programs"))
+    with fake_cuda.installed():
+        yield "cuda"
+
+
+def test_one_table_last_and_a_file_with_commit_and_device(backend, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "seconds_of", once)
+    monkeypatch.setattr(gpu, "save", lambda name, rows, **m: machine.save(name, rows, folder=tmp_path / "saved", **m))
+    assert gpu.main([*TINY, "--backend", backend, "--save", "gpu"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("copy ")
     what = [line.split("|")[2].strip() for line in out if line.startswith("| tiny")]
     assert what[-3:] == ["decode, context 16, batch 1", "decode, context 16, batch 2", "prompt of 12"]
     assert any(line.startswith("product Q4_1 ") for line in what)
-    (file,) = tmp_path.iterdir()
+    (file,) = (tmp_path / "saved").iterdir()
     rows = json.loads(file.read_text())["rows"]
-    assert rows[0]["device"]["name"] == device.name
+    assert rows[0]["device"]["name"]
     assert rows[0]["device"]["detail"]
     assert len(rows) == 1 + len(what)
     assert all(row["seconds"] > 0 and row["floor"] > 0 for row in rows[1:])
@@ -33,7 +54,7 @@ def test_a_wrong_answer_ends_with_1(monkeypatch, capsys):
     opencl_device()
     monkeypatch.setattr(gpu, "check", lambda backend, say: ["add[3x5]: NMSE 1e+00"])
     monkeypatch.setattr(gpu, "measure_model", lambda *a: [])
-    assert gpu.main([option for option in TINY if option != "--no-check"]) == 1
+    assert gpu.main(["--backend", "opencl", *(option for option in TINY if option != "--no-check")]) == 1
     assert "wrong: add[3x5]" in capsys.readouterr().err
 
 
