@@ -143,28 +143,23 @@ void read_block(Format format, const uint8_t* p, Plain& to) {
   }
 }
 
-// Block `b` of 16 rows into planes.
+// Block `b` of 16 rows into planes, four bytes of a row at a time: quants have no bits beyond theirs, so none cross over.
 template <class L> void write_quants(const Plain* rows, int b, uint8_t* to) {
-  for (int row = 0; row < kGroup; row++) {
-    const uint8_t* q = rows[row].q + kBlock * b;
-    uint8_t* at = to + 4 * row;
-    for (int i = 0; i < 4; i++, q++, at++) {
-      if constexpr (L::kBits == 8) {
-        for (int g = 0; g < 8; g++) at[64 * g] = q[4 * g];
-      } else if constexpr (L::kBits == 6) {
-        for (int j = 0; j < 2; j++)
-          for (int k = 0; k < 3; k++) at[64 * (3 * j + k)] = uint8_t(q[4 * (4 * j + k)] | (q[4 * (4 * j + 3)] >> 2 * k & 3) << 6);
-      } else if constexpr (L::kBits >= 4) {
-        for (int j = 0; j < 4; j++) at[64 * j] = uint8_t((q[4 * j] & 15) | (q[4 * (j + 4)] & 15) << 4);
-      } else {
-        for (int j = 0; j < 2; j++)
-          at[64 * j] = uint8_t((q[4 * j] & 3) | (q[4 * (2 + j)] & 3) << 2 | (q[4 * (4 + j)] & 3) << 4 | (q[4 * (6 + j)] & 3) << 6);
-      }
-      if constexpr (L::kBits == 5 || L::kBits == 3) {
-        int bits = 0;
-        for (int g = 0; g < 8; g++) bits |= (q[4 * g] >> (L::kBits - 1)) << g;
-        at[L::kBits == 5 ? 256 : 128] = uint8_t(bits);
-      }
+  constexpr int kPlanes = L::kBits == 8 ? 8 : L::kBits == 6 ? 6 : L::kBits >= 4 ? 4 : 2;
+  constexpr uint32_t kOne = 0x01010101;  // a bit in each byte
+  for (int row = 0; row < kGroup; row++, to += 4) {
+    uint32_t q[8], planes[kPlanes], bits = 0;
+    memcpy(q, rows[row].q + kBlock * b, sizeof q);
+    for (int j = 0; j < kPlanes; j++) {
+      if constexpr (L::kBits == 8) planes[j] = q[j];
+      else if constexpr (L::kBits == 6) planes[j] = q[j / 3 * 4 + j % 3] | (q[j / 3 * 4 + 3] >> j % 3 * 2 & 3 * kOne) << 6;
+      else if constexpr (L::kBits >= 4) planes[j] = (q[j] & 15 * kOne) | (q[j + 4] & 15 * kOne) << 4;
+      else planes[j] = (q[j] & 3 * kOne) | (q[2 + j] & 3 * kOne) << 2 | (q[4 + j] & 3 * kOne) << 4 | (q[6 + j] & 3 * kOne) << 6;
+    }
+    for (int j = 0; j < kPlanes; j++) memcpy(to + 64 * j, &planes[j], 4);
+    if constexpr (L::kBits == 5 || L::kBits == 3) {
+      for (int g = 0; g < 8; g++) bits |= (q[g] >> (L::kBits - 1) & kOne) << g;
+      memcpy(to + 64 * kPlanes, &bits, 4);
     }
   }
 }
