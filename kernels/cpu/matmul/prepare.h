@@ -9,22 +9,6 @@
 
 namespace layerlift::LL_ISA {
 
-// 1 / sqrt(mean(x²) + eps)
-static inline float inverse_rms(const float* x, int64_t n, float eps) {
-  f32x16 a = zero_f32(), b = zero_f32();
-  int64_t i = 0;
-  for (; i + 32 <= n; i += 32) {
-    f32x16 u = load(x + i), v = load(x + i + 16);
-    a = fma(u, u, a);
-    b = fma(v, v, b);
-  }
-  for (; i < n; i += 16) {
-    f32x16 u = load_n(x + i, n - i < 16 ? int(n - i) : 16);
-    a = fma(u, u, a);
-  }
-  return 1.0f / __builtin_sqrtf(hsum(add(a, b)) / float(n) + eps);
-}
-
 // Token `token` of the call, normed and padded with zeros: x itself, or row `place` of args.row.
 static inline const float* input_row(const PrepareArgs& args, int64_t padded, int64_t token, int place) {
   const float* x = args.x + token * args.stride;

@@ -1,25 +1,16 @@
 // Row by row: norms, rotations, conversions, activations, sums.
 #pragma once
 
+#include "../simd/reduce.h"
 #include "functions.h"
 
 namespace layerlift::LL_ISA {
 
-// y = x / sqrt(mean(x^2) + eps) * weight. Sixteen partial sums in f32: relative error near 1e-7.
+// y = x / sqrt(mean(x^2) + eps) * weight
 static void rms_norm(const float* x, const float* weight, float eps, int width, float* y) {
-  f32x16 a = zero_f32(), b = zero_f32();
+  const f32x16 scale = set1(inverse_rms(x, width, eps));
   int i = 0;
-  for (; i + 32 <= width; i += 32) {
-    f32x16 p = load(x + i), q = load(x + i + 16);
-    a = fma(p, p, a);
-    b = fma(q, q, b);
-  }
-  for (; i < width; i += 16) {
-    f32x16 p = load_n(x + i, width - i < 16 ? width - i : 16);
-    a = fma(p, p, a);
-  }
-  const f32x16 scale = set1(1.0f / __builtin_sqrtf(hsum(add(a, b)) / float(width) + eps));
-  for (i = 0; i + 16 <= width; i += 16) store(y + i, mul(mul(load(x + i), scale), load(weight + i)));
+  for (; i + 16 <= width; i += 16) store(y + i, mul(mul(load(x + i), scale), load(weight + i)));
   if (i < width) store_n(y + i, mul(mul(load_n(x + i, width - i), scale), load_n(weight + i, width - i)), width - i);
 }
 

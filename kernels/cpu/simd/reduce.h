@@ -1,4 +1,4 @@
-// Sixteen horizontal reductions at once, which cost a third of sixteen alone: y[i] = op over the lanes of x[i].
+// Reductions over lanes: sixteen at once, which cost a third of sixteen alone (y[i] = op over the lanes of x[i]), and rows.
 #pragma once
 
 #include "simd.h"
@@ -67,5 +67,21 @@ template <class Op> static inline f32x16 reduce16(const f32x16* x) {
 }
 
 #endif
+
+// 1 / sqrt(mean(x²) + eps). Thirty-two partial sums in f32: relative error near 1e-7.
+static inline float inverse_rms(const float* x, int64_t n, float eps) {
+  f32x16 a = zero_f32(), b = zero_f32();
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    f32x16 u = load(x + i), v = load(x + i + 16);
+    a = fma(u, u, a);
+    b = fma(v, v, b);
+  }
+  for (; i < n; i += 16) {
+    f32x16 u = load_n(x + i, n - i < 16 ? int(n - i) : 16);
+    a = fma(u, u, a);
+  }
+  return 1.0f / __builtin_sqrtf(hsum(add(a, b)) / float(n) + eps);
+}
 
 }  // namespace layerlift::LL_ISA
