@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -122,9 +123,19 @@ def _check_weights(
 
 
 def _check_launcher(view: memoryview, label: str, manifest: Manifest) -> None:
-    """What the zip's checksums leave open: the first line, the gaps, and that the wheels are those that were packed."""
-    if view[:2] != b"#!" or b"python" not in bytes(view[:80]).partition(b"\n")[0]:
+    """What the zip's checksums leave open: the first lines, the gaps, and that the wheels are those once packed."""
+    head = bytes(view[:ALIGNMENT]).partition(b"\0")[0]
+    if head[:2] != b"#!" or b"python" not in head[:80].partition(b"\n")[0]:
         raise GGUFError(f"pack: {label} has no #! line with python at byte 0, so it does not start")
+    if not re.fullmatch(rb"(#[^\n]*\n)+", head):
+        raise GGUFError(f"pack: the first {len(head)} bytes of {label} are not the lines that start it")
+    end = len(head)
+    for weights in manifest.weights:
+        rest = bytes(view[end : weights.offset]).lstrip(b"\0")
+        if rest:
+            at = weights.offset - len(rest)
+            raise GGUFError(f"pack: {label} is damaged at byte {at}, where nothing but zeros was packed")
+        end = weights.offset + weights.nbytes
     if archive.read(view, label, "__main__.py") is None:
         raise GGUFError(f"pack: {label} has no __main__.py in the zip at its end, so it does not start")
     for name, digest in (manifest.bundle.wheels if manifest.bundle else {}).items():

@@ -9,6 +9,7 @@ from ggufs import small
 from layerlift.runtime.archive import MAX_MEMBERS
 from layerlift.runtime.errors import GGUFError, LayerliftError, UserError
 from layerlift.runtime.gguf import open_gguf
+from zips import write_wide
 
 CONTENT = small().pack()
 
@@ -29,28 +30,9 @@ def make(path, members=(("m.gguf", CONTENT),), *, compression=zipfile.ZIP_STORED
     return path
 
 
-def make_wide(path, content=CONTENT, name=b"m.gguf", *, prefix=b"MZ", alignment=65536, shift=0, extra=b""):
-    """A .llamafile's layout: program first, content aligned, ZIP64 records everywhere."""
-    size = len(content)
-    wide = struct.pack("<HHQQ", 1, 16, size, size)
-    start = -(-(len(prefix) + 30 + len(name) + len(wide)) // alignment) * alignment
-    header_at = start - 30 - len(name) - len(wide)
-    local = struct.pack("<4s5H3I2H", b"PK\3\4", 45, 0, 0, 0, 0, 0, 0xFFFFFFFF, 0xFFFFFFFF, len(name), len(wide))
-    out = prefix.ljust(header_at, b"\0") + local + name + wide + content
-    directory_at = len(out)
-    field = extra + struct.pack("<HHQQQ", 1, 24, size, size, header_at + shift)
-    unset = 0xFFFFFFFF
-    out += struct.pack(
-        "<4s6H3I5H2I", b"PK\1\2", 45, 45, 0, 0, 0, 0, 0, unset, unset, len(name), len(field), 0, 0, 0, 0, unset
-    )
-    out += name + field
-    length = len(out) - directory_at
-    end_at = len(out)
-    out += struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, length, directory_at)
-    out += struct.pack("<4sIQI", b"PK\6\7", 0, end_at, 1)
-    out += struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, unset, unset, 0)
-    path.write_bytes(out)
-    return path
+def make_wide(path, **options):
+    """A .llamafile with the one model."""
+    return write_wide(path, [("m.gguf", CONTENT)], **options)
 
 
 def same(g):

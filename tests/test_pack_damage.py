@@ -9,7 +9,7 @@ import pytest
 from ggufs import TEXT, Key, Raw, Tensor
 from layerlift.runtime.errors import GGUFError, LayerliftError
 from layerlift.runtime.gguf import open_gguf
-from layerlift.runtime.pack import pack, repack, unpack
+from layerlift.runtime.pack import HEAD, pack, repack, unpack
 from layerlift.runtime.pack_manifest import ALIGNMENT
 from layerlift.runtime.pack_verify import verify
 from packing import flipped
@@ -47,6 +47,26 @@ def test_a_cut_file_is_refused_by_all(tmp_path, packed):
             assert "m.llm" in str(e.value)
             assert "\n" not in str(e.value)
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [
+        (0, "has no #! line with python"),
+        (16, "has no #! line with python"),
+        (23, "are not the lines that start it"),
+        (len(HEAD) - 1, "are not the lines that start it"),
+        (len(HEAD) + 1, f"is damaged at byte {len(HEAD) + 1}"),
+        (ALIGNMENT - 1, f"is damaged at byte {ALIGNMENT - 1}"),
+        (ALIGNMENT, "GGUF magic"),
+        (ALIGNMENT + 9, "gguf: "),
+        (ALIGNMENT + 40, "gguf: |are damaged"),
+    ],
+)
+def test_a_flipped_bit_in_a_header_is_named(packed, at, message):
+    with pytest.raises(LayerliftError, match=message) as caught:
+        verify(flipped(packed, at))
+    assert "m.llm" in str(caught.value)
 
 
 def test_every_change_behind_the_weights_is_refused_or_changes_nothing_that_counts(tmp_path, content, packed):

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 from ggufs import TEXT, Key, small
+from layerlift.runtime.cli import main
 from layerlift.runtime.errors import UserError
 from layerlift.runtime.gguf import open_gguf
 from layerlift.runtime.pack import pack, repack, unpack
+from layerlift.runtime.pack_manifest import ALIGNMENT
 from layerlift.runtime.pack_verify import verify
-from packing import llamafile
+from packing import ANSWER, llamafile
+from zips import write_wide
 
 
 @pytest.mark.parametrize("args", ["-m\nm.gguf\n-p\nhello there\n...\n", "-m /zip/m.gguf --temp 0 # note\n"])
@@ -22,6 +25,23 @@ def test_the_args_of_a_foreign_file_are_shown_and_not_used(tmp_path, content, ar
     assert "which -m does not use" in report.text()
     with open_gguf(path) as g:
         assert len(g.tensors)
+
+
+@pytest.mark.parametrize(
+    "args",
+    ["-m\nmodel.gguf\n-p\nhello there\n...\n", "-m /zip/model.gguf --temp '0.7' # a shell's words\n"],
+)
+def test_a_llamafile_by_the_formats_rules_answers_as_the_bare_model(tmp_path, tiny, capsys, args):
+    members = [("model.gguf", tiny().read_bytes()), (".args", args.encode()), ("readme.txt", b"hello")]
+    path = write_wide(tmp_path / "x.llamafile", members, prefix=b"MZqFpD='\n#!/bin/sh\nexit 1\n'".ljust(9000, b"\n"))
+    answers = []
+    for model in (tiny(), path, f"{path}@model.gguf"):
+        assert main(["-m", str(model), *ANSWER]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers == [answers[0]] * 3
+    report = verify(path)
+    assert (report.kind, report.args, report.members) == ("archive", args, 3)
+    assert report.parts[0].offset % ALIGNMENT == 0
 
 
 def projector() -> bytes:

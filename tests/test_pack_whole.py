@@ -11,12 +11,14 @@ import time
 import venv
 from pathlib import Path
 
+import httpx
 import pytest
 from layerlift.runtime.pack import pack, repack, unpack
 from layerlift.runtime.pack_bundle import gather
 from layerlift.runtime.pack_manifest import ALIGNMENT, PackError
 from layerlift.runtime.pack_verify import verify
 from packing import killed_while_packing
+from test_server_process import started
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -37,13 +39,22 @@ def python(version: str) -> str:
     return path
 
 
-def start(command, *argv: str, stdin: str = "", **env: str):
-    """A finished process that can reach no network through a proxy and sees no packages of the tests."""
+def clean_environment() -> dict[str, str]:
+    """Variables that lead to no network through a proxy and to no packages of the tests."""
     names = ("PATH", "HOME", "LANG", "SYSTEMROOT", "TMPDIR")
-    clean = {name: os.environ[name] for name in names if name in os.environ}
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def start(command, *argv: str, stdin: str = "", **env: str):
+    """A finished process in a clean environment."""
     command = [str(c) for c in (command if isinstance(command, list) else [command])]
     return subprocess.run(
-        [*command, *argv], input=stdin, capture_output=True, encoding="utf-8", env={**clean, **env}, timeout=300
+        [*command, *argv],
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        env={**clean_environment(), **env},
+        timeout=300,
     )
 
 
@@ -88,6 +99,12 @@ def test_a_clean_environment_runs_every_mode(bundled, expected, tmp_path, versio
     bench = start(command, "bench", "-p", "8", "-n", "2", "-r", "1", **env)
     assert bench.returncode == 0, bench.stderr
     assert "tg2" in bench.stdout
+    with started("--port", "0", command=[str(c) for c in command], env={**clean_environment(), **env}) as server:
+        question = [{"role": "user", "content": "What is the capital of France?"}]
+        asked = {"messages": question, "max_tokens": 12, "temperature": 0}
+        answer = httpx.post(f"{server.url()}/v1/chat/completions", json=asked, trust_env=False, timeout=60).json()
+        assert "Paris" in answer["choices"][0]["message"]["content"]
+        assert server.end() == 0
 
 
 def test_two_first_starts_at_once_with_real_wheels(bundled, expected, tmp_path):
