@@ -17,6 +17,7 @@ from .failures import Body as ErrorBody
 from .fields import SamplingFields
 from .generation import Ask, End, Generation, Piece, ToolPiece, count, start
 from .service import Service
+from .shapes import AnthropicMessage, AnthropicTool, AnthropicToolChoice
 
 ERROR_TYPES = {
     400: "invalid_request_error",
@@ -30,7 +31,7 @@ ERROR_TYPES = {
 
 
 class MessagesBody(msgspec.Struct, kw_only=True):
-    messages: list[dict[str, Any]]
+    messages: list[AnthropicMessage]
     max_tokens: int | None = None  # required, but for counting
     system: str | list[dict[str, Any]] | None = None
     stop_sequences: list[str] | None = None
@@ -38,8 +39,8 @@ class MessagesBody(msgspec.Struct, kw_only=True):
     top_p: float | None = None
     top_k: int | None = None
     stream: bool | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: dict[str, Any] | None = None
+    tools: list[AnthropicTool] | None = None
+    tool_choice: AnthropicToolChoice | None = None
 
 
 async def messages(request: Request, body: MessagesBody) -> Response:

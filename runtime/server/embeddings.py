@@ -15,14 +15,15 @@ from . import openai, wire
 from .generation import Ask, close_all, start_all
 from .openai_completions import prompts
 from .service import Service
+from .shapes import Prompt
 
 
 class EmbeddingBody(msgspec.Struct):
     """OpenAI's `input`, llama-server's `content`, llamafile's `prompt`. `dimensions` cannot be honoured."""
 
-    input: Any = None
-    content: Any = None
-    prompt: Any = None
+    input: Prompt = None
+    content: Prompt = None
+    prompt: Prompt = None
     encoding_format: Literal["float", "base64"] | None = None
     pooling: Literal["mean", "last"] | None = None
 

@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..sampler import Sampling
 from .generation import Ask, Constraint
 from .service import Service
+from .shapes import JSONSchema, LogitBias, ResponseFormat
 
 # Field of a body: field of Sampling.
 _SAMPLING = {
@@ -43,11 +44,11 @@ class SamplingFields(msgspec.Struct):
     min_keep: int | None = None
     samplers: list[str] | str | None = None
     seed: int | None = None
-    logit_bias: Any = None
+    logit_bias: LogitBias = None
     stop: str | list[str] | None = None
     grammar: str | None = None
-    json_schema: Any = None
-    response_format: dict[str, Any] | None = None
+    json_schema: JSONSchema = None
+    response_format: ResponseFormat | None = None
     ignore_eos: bool | None = None
     cache_prompt: bool | None = None
     context_shift: bool | None = None

@@ -19,12 +19,13 @@ from .generation import Ask, End, Generation, Piece, Progress, close_all, start_
 from .openai_chat import merged
 from .openai_completions import MAX_PROMPTS
 from .service import Service
+from .shapes import MixedPrompt
 
 STOP_TYPE = {"eos": "eos", "stop": "word", "length": "limit", "context": "limit", "cancelled": "none"}
 
 
 class NativeBody(SamplingFields):
-    prompt: Any = None
+    prompt: MixedPrompt = None
     n_predict: int | None = None
     max_tokens: int | None = None
     n_probs: int | None = None

@@ -22,6 +22,7 @@ from .fields import SamplingFields
 from .generation import Ask, Constraint, End, Generation, Piece, Reason, ToolPiece, start
 from .messages import checked_messages
 from .service import Service
+from .shapes import Format, Message, Tool
 
 DONE_REASON: dict[Reason, str] = {"length": "length", "context": "length"}  # "stop" otherwise
 NANOSECONDS = 1e9
@@ -36,13 +37,13 @@ class Options(SamplingFields, kw_only=True):
 
 class _Body(msgspec.Struct, kw_only=True):
     options: Options = msgspec.field(default_factory=Options)
-    format: Any = None
+    format: Format | None = None
     stream: bool | None = None
 
 
 class OllamaChatBody(_Body, kw_only=True):
-    messages: list[dict[str, Any]] | None = None
-    tools: list[dict[str, Any]] | None = None
+    messages: list[Message] | None = None
+    tools: list[Tool] | None = None
 
 
 class OllamaGenerateBody(_Body, kw_only=True):

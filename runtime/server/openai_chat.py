@@ -16,23 +16,24 @@ from .fields import SamplingFields
 from .generation import Ask, End, Generation, Piece, Progress, ToolPiece, close_all, start_all
 from .messages import checked_messages
 from .service import Service
+from .shapes import Message, StreamOptions, Tool, ToolChoice
 
 MAX_ANSWERS = 16  # of `n`
 TEMPLATE_FIELDS = ("enable_thinking", "date_string", "documents", "reasoning_effort")  # a request may set these
 
 
 class ChatBody(SamplingFields):
-    messages: Any = None
+    messages: list[Message] | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     n_predict: int | None = None
     n: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    stream_options: dict[str, Any] | None = None
+    stream_options: StreamOptions | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
 

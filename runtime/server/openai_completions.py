@@ -17,13 +17,14 @@ from .fields import SamplingFields
 from .generation import Ask, End, Generation, Piece, Progress, close_all, start_all
 from .openai_chat import MAX_ANSWERS, merged
 from .service import Service
+from .shapes import Prompt, StreamOptions
 
 MAX_PROMPTS = 256
 DEFAULT_TOKENS = 16  # OpenAI's own default of max_tokens
 
 
 class CompletionBody(SamplingFields):
-    prompt: Any = None
+    prompt: Prompt = None
     max_tokens: int | None = None
     n_predict: int | None = None
     n: int | None = None
@@ -31,7 +32,7 @@ class CompletionBody(SamplingFields):
     echo: bool | None = None
     logprobs: int | bool | None = None
     suffix: str | None = None
-    stream_options: dict[str, Any] | None = None
+    stream_options: StreamOptions | None = None
 
 
 async def completions(request: Request, body: CompletionBody) -> Response:

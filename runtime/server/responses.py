@@ -20,24 +20,25 @@ from .generation import Ask, Generation, count, start
 from .openai_chat import tool_choice
 from .response_writer import Writer
 from .service import Service
+from .shapes import FlatFormat, FlatTool, FlatToolChoice, InputItem
 
 LOGPROBS = "message.output_text.logprobs"  # of `include`
 UNSUPPORTED = ("background", "conversation", "prompt")
 
 
 class TextFormat(msgspec.Struct):
-    format: dict[str, Any] | None = None
+    format: FlatFormat | None = None
 
 
 class ResponsesBody(SamplingFields):
-    input: str | list[dict[str, Any]] | None = None
+    input: str | list[InputItem] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None
     max_output_tokens: int | None = None
     text: TextFormat | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: list[FlatTool] | None = None
+    tool_choice: FlatToolChoice | None = None
     parallel_tool_calls: bool | None = None
     include: list[str] | None = None
     top_logprobs: int | None = None
