@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 from layerlift.runtime.errors import ContextFull, TemplateError
-from layerlift.runtime.request import Done, Prefill, Request, Stream, Timings, Token
+from layerlift.runtime.request import Done, Prefill, Request, Sink, Stream, Timings, Token
 
 MARKS = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 BASE = 16
@@ -52,6 +52,7 @@ class FakeTemplate:
     """A chat template as a function of messages; raises TemplateError where `render` raises ValueError."""
 
     is_fallback = False
+    source = ""
 
     def __init__(self, render: Callable[..., str]):
         self._render = render
@@ -149,11 +150,11 @@ class FakeEngine:
     def session(self) -> FakeSession:
         return FakeSession()
 
-    def submit(self, request: Request) -> Stream:
+    def submit(self, request: Request, sink: Sink | None = None) -> Stream:
         if len(request.tokens) > self.context:
             raise ContextFull(0, len(request.tokens), self.context)
         cancelled = threading.Event()
-        stream = Stream(cancelled.set)
+        stream = Stream(cancelled.set, sink)
         threading.Thread(target=self._answer, args=(request, stream, cancelled), daemon=True).start()
         return stream
 

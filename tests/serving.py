@@ -58,17 +58,22 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(
-    path, *, policy: Policy | None = None, context: int = 512, slots: int = 4, deadlines=(10.0, 60.0), **settings
-) -> Iterator[Running]:
-    """Serves a model; `settings` are fields of Settings."""
+def serving(path, *, context: int = 512, slots: int = 4, **options) -> Iterator[Running]:
+    """Serves a model; `options` as for `serving_engine`."""
 
     @contextlib.contextmanager
     def engine():
         with Model.load(path, ngl=0, threads=2) as model, Engine(model, context=context, slots=slots) as running:
             yield running
 
-    settings = {"sampling": Sampling(temperature=0.0), "slots": slots, "metrics": True, **settings}
+    with serving_engine(engine, slots=slots, **options) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def serving_engine(engine, *, policy: Policy | None = None, deadlines=(10.0, 60.0), **settings) -> Iterator[Running]:
+    """Serves what `engine()` opens; `settings` are fields of Settings."""
+    settings = {"sampling": Sampling(temperature=0.0), "metrics": True, **settings}
     service = Service(engine, Settings(**settings))
     service.load()
     if service.failure:

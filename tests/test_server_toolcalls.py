@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from fake_engine import FakeEngine
 from layerlift.runtime.errors import UserError
 from layerlift.runtime.server.toolcalls import CallPiece, CallReader, TextPiece, Tools
-from serving import serving
+from serving import serving, serving_engine
 
 WEATHER = {
     "type": "function",
@@ -20,6 +21,10 @@ WEATHER = {
 CLOCK = {"type": "function", "function": {"name": "clock"}}
 NAMES = frozenset({"weather", "clock"})
 ROME = '{"city": "Rome {\\"old\\"}", "days": [1, {"a": 2}]}'
+TWO = (
+    '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>\n'
+    '<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
+)
 HERMES = "{% for t in tools %}{{ t }}{% endfor %}<tool_call>"
 LLAMA3 = "{{ tools }} ipython <|python_tag|>"
 
@@ -87,6 +92,15 @@ def test_arguments_are_passed_on_before_the_call_ends():
     assert first[0].id.startswith("call_")
 
 
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_what_comes_behind_the_last_call_that_may_be_is_not_read(size):
+    reader = CallReader("hermes", NAMES, most=1)
+    pieces = [p for i in range(0, len(TWO), size) for p in reader.feed(TWO[i : i + size])] + reader.flush()
+    assert reader.full
+    assert [p.name for p in pieces if isinstance(p, CallPiece) and p.id] == ["weather"]
+    assert not [p for p in pieces if isinstance(p, TextPiece)]
+
+
 def test_a_model_is_spoken_to_in_the_format_of_its_template():
     hermes, llama3 = (Tools.choose([WEATHER], "required", template) for template in (HERMES, LLAMA3))
     assert hermes
@@ -131,6 +145,36 @@ def test_a_template_without_tools_gets_them_in_the_system_message():
 def test_tools_that_are_none_are_named(tools, choice, words):
     with pytest.raises(UserError, match=words.replace("[", r"\[")):
         Tools.choose(tools, choice, HERMES)
+
+
+@pytest.fixture(scope="module")
+def scripted():
+    """A server whose engine answers what `scripted.engine.answers` holds."""
+    engine = FakeEngine(pause=0.001, context=10_000)
+    with serving_engine(lambda: engine) as running:
+        running.engine = engine
+        yield running
+
+
+@pytest.mark.parametrize(("parallel", "calls"), [(True, ["weather", "clock"]), (False, ["weather"])])
+def test_without_parallel_calls_an_answer_ends_with_its_first(scripted, parallel, calls):
+    asked = {"messages": [{"role": "user", "content": "Hi"}], "tools": [WEATHER, CLOCK]}
+    scripted.engine.answers[:] = [TWO, TWO, TWO + "x" * 5000]
+    (whole,) = scripted.post("/v1/chat/completions", **asked, parallel_tool_calls=parallel)["choices"]
+    assert [call["function"]["name"] for call in whole["message"]["tool_calls"]] == calls
+    assert whole["finish_reason"] == "tool_calls"
+    events = scripted.stream("/v1/chat/completions", **asked, parallel_tool_calls=parallel)
+    pieces = [piece for event in events for piece in event["choices"][0]["delta"].get("tool_calls", ())]
+    assert [piece["function"]["name"] for piece in pieces if "id" in piece] == calls
+    if not parallel:
+        tool = {"name": "weather", "input_schema": WEATHER["function"]["parameters"]}
+        choice = {"type": "auto", "disable_parallel_tool_use": True}
+        answer = scripted.post(
+            "/v1/messages", messages=asked["messages"], max_tokens=9000, tools=[tool], tool_choice=choice
+        )
+        assert [block["type"] for block in answer["content"]] == ["tool_use"]
+        assert answer["usage"]["output_tokens"] < len(TWO) + 1000  # the engine is told to stop
+    scripted.engine.answers.clear()
 
 
 @pytest.fixture(scope="module")

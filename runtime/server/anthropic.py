@@ -80,6 +80,7 @@ def _ask(service: Service, body: MessagesBody) -> Ask:
         stop=fields.stops(service, shared),
         tools=[_tool(i, tool) for i, tool in enumerate(body.tools or ())],
         tool_choice=_tool_choice(body.tool_choice) if body.tools else "auto",
+        parallel_tool_calls=not (body.tool_choice or {}).get("disable_parallel_tool_use"),
     )
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .service import Service
 
 Reason = Literal["eos", "stop", "length", "context", "cancelled", "tool_calls"]
+CALLED = ("eos", "stop", "cancelled")  # how an answer ends that is over with its calls
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,10 @@ class Prepared:
 def prepare(service: Service, ask: Ask) -> Prepared:
     """Renders, tokenises and compiles, off the event loop. Raises UserError and its like, ContextFull"""
     tokenizer = service.tokenizer
-    tools = Tools.choose(ask.tools, ask.tool_choice, service.template.source) if ask.tools else None
+    tools = None
+    if ask.tools:
+        source, parallel = service.template.source, ask.parallel_tool_calls
+        tools = Tools.choose(ask.tools, ask.tool_choice, source, parallel=parallel)
     if ask.messages is not None:
         messages = tools.messages(ask.messages) if tools else ask.messages
         described = tools.for_template if tools else None
@@ -286,6 +290,8 @@ class Generation(AsyncIterator[Answer]):
             self._clock()
             self.generated += 1
             self._read(event.text, event)
+            if self._reader is not None and self._reader.full:
+                self._stream.cancel()  # its one call is made; what the model would write behind it is not wanted
         else:
             self._end(event)
 
@@ -319,7 +325,7 @@ class Generation(AsyncIterator[Answer]):
             self._read(done.text, None)
         for piece in self._reader.flush() if self._reader else ():
             self._put(piece)
-        reason: Reason = "tool_calls" if self._called and done.reason in ("eos", "stop") else done.reason
+        reason: Reason = "tool_calls" if self._called and done.reason in CALLED else done.reason
         self._service.metrics.count(done.timings)
         self._out.append(
             End(reason, self.prompt_tokens, done.timings, done.stop, done.eog, done.prompt_logprobs, done.embedding)

@@ -44,16 +44,20 @@ class CallPiece:
 class Tools:
     """The tools of one request and how this model speaks of them.
 
-    `opening` goes behind the prompt and `schema` is what the answer must then fit, where a call is required.
+    `opening` goes behind the prompt and `schema` is what the answer must then fit, where a call is required. Without
+    `parallel` an answer ends with its first call.
     """
 
     described: tuple[Mapping[str, Any], ...]
     choice: str
     style: str  # "hermes" or "llama3"
     native: bool  # whether the template describes tools itself
+    parallel: bool = True
 
     @classmethod
-    def choose(cls, tools: Sequence[Mapping[str, Any]], choice: str, template: str) -> Tools | None:
+    def choose(
+        cls, tools: Sequence[Mapping[str, Any]], choice: str, template: str, *, parallel: bool = True
+    ) -> Tools | None:
         """The style of a template. None where no tool may be called. Raises UserError naming the field."""
         for i, tool in enumerate(tools):
             function = tool.get("function") if isinstance(tool, Mapping) else None
@@ -68,7 +72,7 @@ class Tools:
             return None
         native = "tools" in template
         llama3 = native and OPEN not in template and ("ipython" in template or PYTHON in template)
-        return cls(tuple(tools), choice, "llama3" if llama3 else "hermes", native)
+        return cls(tuple(tools), choice, "llama3" if llama3 else "hermes", native, parallel)
 
     @property
     def for_template(self) -> tuple[Mapping[str, Any], ...] | None:
@@ -123,7 +127,7 @@ class Tools:
 
     def reader(self) -> CallReader:
         names = frozenset(tool["function"]["name"] for tool in self.described)
-        return CallReader(self.style, names, inside=self.forced)
+        return CallReader(self.style, names, inside=self.forced, most=None if self.parallel else 1)
 
 
 def _with_definitions(call: dict[str, Any], key: str) -> dict[str, Any]:
@@ -178,25 +182,33 @@ def _spelled_out(messages: list[dict[str, Any]], prompt: str) -> list[dict[str, 
 class CallReader:
     """Parts text from calls as an answer comes in; arguments are passed on piece by piece.
 
-    Text that looked like a call and is none is given back as text.
+    Text that looked like a call and is none is given back as text. What comes behind the last of `most` calls is not
+    read.
     """
 
-    def __init__(self, style: str, names: frozenset[str], *, inside: bool = False):
+    def __init__(self, style: str, names: frozenset[str], *, inside: bool = False, most: int | None = None):
         self._style, self._names = style, names
         self._held = ""
         self._state = "head" if inside else "text"  # text, head (of a call), arguments, tail (behind one)
         self._bare = style == "llama3" and not inside  # a call may begin without a mark, at the start only
-        self._calls = 0
+        self._calls, self._most = 0, most
         self._depth, self._quoted, self._escaped = 0, False, False
+
+    @property
+    def full(self) -> bool:
+        """Whether as many calls as may be are read."""
+        return self._calls == self._most
 
     def feed(self, text: str) -> list[TextPiece | CallPiece]:
         self._held += text
         out: list[TextPiece | CallPiece] = []
-        while True:
+        while not self.full:
             before = (self._state, len(self._held))
             out += getattr(self, f"_in_{self._state}")()
             if (self._state, len(self._held)) == before or not self._held:
                 return out
+        self._held = ""
+        return out
 
     def flush(self) -> list[TextPiece | CallPiece]:
         """What is held back, when nothing more will come: a call written in another order, or else text."""
