@@ -80,13 +80,16 @@ class Token:
 
 @dataclass(frozen=True)
 class Done:
-    """The end of a stream. `text` is what was held back, `stop` the stop string and `eog` the end token met."""
+    """The end of a stream. `text` is what was held back, `stop` the stop string and `eog` the end token met.
+
+    An end token has no text, and is not among the generated ones.
+    """
 
     reason: Reason
     text: str
     timings: Timings
     stop: str | None = None
-    eog: int | None = None
+    eog: Token | None = None
     prompt_logprobs: tuple[Token, ...] = ()
     embedding: tuple[float, ...] = ()
 
@@ -104,7 +107,7 @@ class Completion:
     reason: Reason
     timings: Timings
     stop: str | None
-    eog: int | None
+    eog: Token | None
     prompt_logprobs: tuple[Token, ...]
     embedding: tuple[float, ...]
 

@@ -129,7 +129,7 @@ class Task:
             self._first_token = time.perf_counter()
             self._timings = replace(self._timings, prompt_seconds=self._first_token - self._started)
         if sampled.id in self._eog and not self.request.ignore_eos and self.request.max_tokens != -2:
-            return self.end("eos", eog=sampled.id)
+            return self.end("eos", eog=Token(sampled.id, "", sampled.logprob, sampled.top))
         self.sampler.accept(sampled.id)
         self.tokens.append(sampled.id)
         generated = self._timings.generated_tokens + 1
@@ -140,7 +140,7 @@ class Task:
             return self.end("stop", stop)
         return self.end("length") if generated == self.request.max_tokens else None
 
-    def end(self, reason: Reason, stop: str | None = None, eog: int | None = None) -> Reason:
+    def end(self, reason: Reason, stop: str | None = None, eog: Token | None = None) -> Reason:
         """Ends the stream with what was held back."""
         now = time.perf_counter()
         text = ""

@@ -147,7 +147,7 @@ def test_events_come_in_order(engine):
 def test_an_answer_ends_at_the_end_token_and_names_it(model, engine, alone):
     request = Request(PROMPTS[0], Sampling(temperature=0.0, logit_bias=((model.tokenizer.eos, 1e9),)))
     done = engine.submit(request).result()
-    assert (done.reason, done.eog, done.text) == ("eos", model.tokenizer.eos, "")
+    assert (done.reason, done.eog.id, done.text) == ("eos", model.tokenizer.eos, "")
 
 
 def test_the_text_is_that_of_the_tokens_and_stops_at_a_stop_string(model, engine):

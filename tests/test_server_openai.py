@@ -74,6 +74,62 @@ def test_a_completion_with_echo_scores_its_prompt(server):
     assert logprobs["text_offset"][0] == 0
 
 
+def test_places_in_the_text_are_those_of_characters_whole_and_streamed(server):
+    tokenizer = server.service.tokenizer
+    ids = [next(i for i in range(tokenizer.vocab_size) if tokenizer.piece(i) == bytes([b])) for b in "aé€b".encode()]
+    asked = {"prompt": ids, "max_tokens": 6, "echo": True, "logprobs": 1, "ignore_eos": True}
+    (whole,) = server.post("/v1/completions", **asked)["choices"]
+    logprobs, text = whole["logprobs"], whole["text"]
+    assert text.startswith("aé€b")
+    assert logprobs["text_offset"][:8] == [0, 1, 1, 2, 2, 2, 3, 4]
+    assert logprobs["text_offset"] == sorted(logprobs["text_offset"])
+    assert logprobs["text_offset"][-1] < len(text)
+    events = [event["choices"][0] for event in server.stream("/v1/completions", **asked)]
+    assert "".join(event["text"] for event in events) == text
+    *generated, prompt = [event["logprobs"] for event in events if event["logprobs"]]
+    for name in ("tokens", "token_logprobs", "text_offset"):
+        assert [*prompt[name], *(value for each in generated for value in each[name])] == logprobs[name]
+
+
+def test_a_prompt_of_text_is_counted_without_the_marks_that_tokens_add(server):
+    asked = {"prompt": "ab", "max_tokens": 0, "echo": True, "logprobs": 0}
+    (choice,) = server.post("/v1/completions", **asked)["choices"]
+    assert choice["text"] == "ab"
+    assert choice["logprobs"]["text_offset"][-1] == 1
+    assert choice["logprobs"]["text_offset"][0] == 0
+    assert len(choice["logprobs"]["tokens"]) == len(server.post("/tokenize", prompt="ab")["tokens"])
+
+
+def test_the_token_that_ends_an_answer_is_scored(server):
+    end = server.service.tokenizer.eos
+    asked = {"prompt": [5, 17], "max_tokens": 1, "echo": True, "logprobs": 1, "logit_bias": {str(end): 100}}
+    answer = server.post("/v1/completions", **asked)
+    (choice,) = answer["choices"]
+    assert (choice["finish_reason"], answer["usage"]["completion_tokens"]) == ("stop", 0)
+    assert len(choice["logprobs"]["token_logprobs"]) == 3
+    assert choice["logprobs"]["tokens"][-1] == server.service.tokenizer.piece(end).decode()
+    assert choice["logprobs"]["token_logprobs"][-1] < 0
+    assert choice["logprobs"]["text_offset"][-1] == len(choice["text"])
+    last = server.stream("/v1/completions", **asked)[-1]["choices"][0]
+    assert last["logprobs"]["token_logprobs"] == choice["logprobs"]["token_logprobs"]
+
+
+def test_the_best_of_several_answers_are_the_likeliest(server):
+    asked = {"prompt": [5], "max_tokens": 6, "seed": 7, "temperature": 3, "top_k": 0, "ignore_eos": True}
+
+    def likelihood(choice) -> float:
+        return sum(choice["logprobs"]["token_logprobs"]) / 6
+
+    all = server.post("/v1/completions", **asked, n=5, logprobs=0)
+    best = server.post("/v1/completions", **asked, n=2, best_of=5)
+    wanted = sorted(all["choices"], key=likelihood, reverse=True)[:2]
+    assert [choice["text"] for choice in best["choices"]] == [choice["text"] for choice in wanted]
+    assert [(choice["index"], choice["logprobs"]) for choice in best["choices"]] == [(0, None), (1, None)]
+    assert best["usage"] == all["usage"]
+    for wrong in ({"n": 2, "best_of": 1}, {"best_of": 2, "stream": True}):
+        assert server.post("/v1/completions", 400, **asked, **wrong)["error"]["param"] == "best_of"
+
+
 def test_prompts_in_a_list_are_answered_in_order(server):
     alone = [
         server.post("/v1/completions", prompt=p, max_tokens=4, ignore_eos=True)["choices"][0]["text"]

@@ -110,7 +110,7 @@ class End:
     prompt_tokens: int
     timings: Timings
     stop: str | None = None
-    eog: int | None = None
+    eog: Token | None = None
     prompt_logprobs: tuple[Token, ...] = ()
     embedding: tuple[float, ...] = ()
 

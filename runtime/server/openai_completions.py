@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
+import math
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,6 +20,9 @@ from .generation import Ask, End, Generation, Piece, Progress, close_all, start_
 from .openai_chat import MAX_ANSWERS, merged
 from .service import Service
 from .shapes import Prompt, StreamOptions
+
+if TYPE_CHECKING:
+    from ..tokenizer import Tokenizer
 
 MAX_PROMPTS = 256
 DEFAULT_TOKENS = 16  # OpenAI's own default of max_tokens
@@ -39,7 +44,10 @@ async def completions(request: Request, body: CompletionBody) -> Response:
     """OpenAI's completion of plain text."""
     service: Service = request.app.state.service
     asks = [_ask(service, body, prompt) for prompt in prompts(body.prompt)]
-    times = fields.within("n", body.n, 1, 1, MAX_ANSWERS)
+    wanted = fields.within("n", body.n, 1, 1, MAX_ANSWERS)
+    times = fields.within("best_of", body.best_of, wanted, wanted, MAX_ANSWERS)
+    if body.stream and times > wanted:
+        raise UserError("'best_of' cannot be streamed: which answers are best is known at their end")
     if body.suffix:
         raise UserError("'suffix' is not supported", hint="leave it out")
     generations = await start_all(service, asks, times=times)
@@ -50,10 +58,9 @@ async def completions(request: Request, body: CompletionBody) -> Response:
     finally:
         close_all(generations)
     ends = [answer.end for answer in answers]
-    choices = [
-        _choice(service, body, i, generation, answer)
-        for i, (generation, answer) in enumerate(zip(generations, answers, strict=True))
-    ]
+    pairs = list(zip(generations, answers, strict=True))
+    best = [pair for i in range(0, len(pairs), times) for pair in _likeliest(pairs[i : i + times], wanted)]
+    choices = [_choice(service, body, i, *pair) for i, pair in enumerate(best)]
     return wire.reply(
         {
             **openai.envelope(service, "text_completion", "cmpl-"),
@@ -87,8 +94,9 @@ def _ask(service: Service, body: CompletionBody, prompt: str | list[int]) -> Ask
     probs = _probs(body)
     if not -1 <= probs <= 100:
         raise UserError(f"'logprobs' is {probs}, must be between 0 and 100")
+    ranked = max(probs, 0) if body.best_of else probs
     return replace(
-        fields.ask(service, body, max_tokens=limit, n_probs=probs, constraint=fields.constraint(body)),
+        fields.ask(service, body, max_tokens=limit, n_probs=ranked, constraint=fields.constraint(body)),
         prompt=prompt,
         prompt_logprobs=bool(body.echo) and probs >= 0,
     )
@@ -100,14 +108,36 @@ def _probs(body: CompletionBody) -> int:
     return 1 if body.logprobs is True else body.logprobs
 
 
+Answered = tuple[Generation, wire.Whole]
+
+
+def _likeliest(answers: list[Answered], count: int) -> list[Answered]:
+    """The answers with the highest log-probability per token."""
+    if len(answers) == count:
+        return answers
+
+    def rank(pair: Answered) -> float:
+        values = [token.logprob for token in _tokens(pair[1]) if token.logprob is not None]
+        return sum(values) / len(values) if values else -math.inf
+
+    return sorted(answers, key=rank, reverse=True)[:count]
+
+
+def _tokens(answer: wire.Whole) -> list[Token]:
+    """The tokens that were sampled, the one that ended the answer among them."""
+    tokens = [piece.token for piece in answer.pieces if piece.token is not None]
+    return [*tokens, answer.end.eog] if answer.end.eog else tokens
+
+
 def _choice(
     service: Service, body: CompletionBody, index: int, generation: Generation, answer: wire.Whole
 ) -> dict[str, Any]:
     prompt = _shown_prompt(service, generation) if body.echo else ""
     logprobs = None
     if _probs(body) >= 0:
-        tokens = [piece.token for piece in answer.pieces if piece.token is not None]
-        logprobs = _logprobs(service, [*answer.end.prompt_logprobs, *tokens], 0)
+        scored, tokens = list(answer.end.prompt_logprobs), _tokens(answer)
+        places = _Places(service.tokenizer, prompt)
+        logprobs = _logprobs(service, [*scored, *tokens], [*places.of_prompt(scored), *places.of(tokens)])
     finish = openai.FINISH[answer.end.reason]
     return {"index": index, "text": prompt + answer.text, "logprobs": logprobs, "finish_reason": finish}
 
@@ -117,14 +147,33 @@ def _shown_prompt(service: Service, generation: Generation) -> str:
     return prepared.prompt or service.tokenizer.decode(prepared.request.tokens, special=True)
 
 
-def _logprobs(service: Service, tokens: list[Token], offset: int) -> dict[str, Any]:
+class _Places:
+    """Where the tokens of an answer begin in its text, in characters; tokens that share one begin at it."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: str):
+        """`prompt` is what the text begins with, empty where it is not echoed."""
+        self._tokenizer, self._prompt = tokenizer, prompt
+        self._at, self._decode = len(prompt), codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def of_prompt(self, tokens: list[Token]) -> list[int]:
+        """Counted from the prompt's end: its tokens may begin with a mark or a blank that the text has not."""
+        places = _Places(self._tokenizer, "")
+        begins = places.of(tokens, special=True)
+        surplus = places._at - len(self._prompt)
+        return [max(0, begin - surplus) for begin in begins]
+
+    def of(self, tokens: list[Token], *, special: bool = False) -> list[int]:
+        begins = []
+        for token in tokens:
+            begins.append(self._at)
+            self._at += len(self._decode(self._tokenizer.piece(token.id, special=special)))
+        return begins
+
+
+def _logprobs(service: Service, tokens: list[Token], places: list[int]) -> dict[str, Any]:
     """The older shape {tokens, token_logprobs, top_logprobs, text_offset} with the newer `content` beside it."""
     tokenizer = service.tokenizer
-    texts, offsets = [], []
-    for token in tokens:
-        texts.append(tokenizer.piece(token.id).decode("utf-8", "replace"))
-        offsets.append(offset)
-        offset += len(texts[-1])
+    texts = [tokenizer.piece(token.id).decode("utf-8", "replace") for token in tokens]
     tops = []
     for token in tokens:
         top = dict[str, float]()
@@ -135,7 +184,7 @@ def _logprobs(service: Service, tokens: list[Token], offset: int) -> dict[str, A
         "tokens": texts,
         "token_logprobs": [token.logprob for token in tokens],
         "top_logprobs": tops,
-        "text_offset": offsets,
+        "text_offset": places,
         "content": [openai.logprob(tokenizer, token) for token in tokens if token.logprob is not None],
     }
 
@@ -145,6 +194,8 @@ async def _chunks(
 ) -> AsyncGenerator[bytes, None]:
     head = openai.envelope(service, "text_completion", "cmpl-")
     ends: list[End] = []
+    echoed = [_shown_prompt(service, generation) if body.echo else "" for generation in generations]
+    places = [_Places(service.tokenizer, prompt) for prompt in echoed]
 
     def chunk(index: int, text: str, finish: str | None = None, **more: Any) -> bytes:
         logprobs = more.pop("logprobs", None)
@@ -152,13 +203,13 @@ async def _chunks(
         return wire.event({**head, "choices": [choice], **more})
 
     if body.echo:
-        for index, generation in enumerate(generations):
-            yield chunk(index, _shown_prompt(service, generation))
+        for index, prompt in enumerate(echoed):
+            yield chunk(index, prompt)
     async for index, event in merged(generations):
         live: dict[str, Any] = {"timings": openai.live(generations[index])} if body.timings_per_token else {}
         if isinstance(event, Piece):
             if _probs(body) >= 0 and event.token is not None:
-                live["logprobs"] = _logprobs(service, [event.token], 0)
+                live["logprobs"] = _logprobs(service, [event.token], places[index].of([event.token]))
             if event.text or live:
                 yield chunk(index, event.text, **live)
         elif isinstance(event, Progress):
@@ -168,8 +219,10 @@ async def _chunks(
         elif isinstance(event, End):
             ends.append(event)
             logprobs = None
-            if body.echo and event.prompt_logprobs:
-                logprobs = _logprobs(service, list(event.prompt_logprobs), 0)
+            scored, last = list(event.prompt_logprobs), [event.eog] if event.eog else []
+            if _probs(body) >= 0 and (scored or last):
+                begins = [*places[index].of_prompt(scored), *places[index].of(last)]
+                logprobs = _logprobs(service, [*scored, *last], begins)
             yield chunk(
                 index, "", openai.FINISH[event.reason], logprobs=logprobs, timings=openai.timings(event.timings)
             )
