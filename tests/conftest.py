@@ -91,6 +91,15 @@ def default_model() -> Path:
 
 
 @pytest.fixture(scope="session")
+def default_server(default_model):
+    """The default model behind the server, at temperature 0 where a request does not say otherwise."""
+    from serving import serving
+
+    with serving(default_model, alias="default", context=2048) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def llama_vocab() -> Path:
     """Llama 3's vocabulary as a GGUF without tensors, with llama.cpp's tokenizer cases beside it."""
     path = SHARED / "ggml-vocab-llama-bpe.gguf"

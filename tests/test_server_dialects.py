@@ -81,6 +81,15 @@ def test_ollama_format_makes_json(server):
     assert set(json.loads(server.post("/api/chat", **asked)["message"]["content"])) == {"a"}
 
 
+def test_ollama_embeddings_are_openais(server):
+    data = server.post("/v1/embeddings", input=["ab", "cd"])["data"]
+    found = server.post("/api/embed", model="any", input=["ab", "cd"])
+    assert found["embeddings"] == [each["embedding"] for each in data]
+    assert found["prompt_eval_count"] > 0
+    assert server.post("/api/embeddings", model="any", prompt="cd")["embedding"] == data[1]["embedding"]
+    assert "'input'" in server.post("/api/embed", 400, model="any")["error"]
+
+
 def test_ollama_names_the_model(server):
     (model,) = server.get("/api/tags")["models"]
     assert (model["name"], model["details"]["format"]) == ("tiny", "gguf")

@@ -76,8 +76,8 @@ def test_no_request_ends_in_5xx(server, label, mode):
     from hypothesis import HealthCheck, given, settings
 
     method, path = label.split()
-    mode = schemathesis.GenerationMode(mode)
-    cases = schemathesis.openapi.from_dict(DOCUMENT)[path][method].as_strategy(generation_mode=mode)
+    kind = schemathesis.GenerationMode(mode)
+    cases = schemathesis.openapi.from_dict(DOCUMENT)[path][method].as_strategy(generation_mode=kind)
 
     @given(case=cases)
     @settings(

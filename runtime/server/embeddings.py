@@ -31,7 +31,7 @@ class EmbeddingBody(msgspec.Struct):
 async def embeddings(request: Request, body: EmbeddingBody) -> Response:
     """OpenAI's embeddings."""
     service: Service = request.app.state.service
-    vectors, tokens = await _vectors(request, body)
+    vectors, tokens = await embedded(request, _texts(body), body.pooling or "mean")
     data = []
     for index, vector in enumerate(vectors):
         shown: Any = vector
@@ -44,15 +44,20 @@ async def embeddings(request: Request, body: EmbeddingBody) -> Response:
 
 async def embedding(request: Request, body: EmbeddingBody) -> Response:
     """llama-server's embeddings: the vector is that of the pooled text, in a list of one."""
-    vectors, _ = await _vectors(request, body)
+    vectors, _ = await embedded(request, _texts(body), body.pooling or "mean")
     return wire.reply([{"index": index, "embedding": [vector]} for index, vector in enumerate(vectors)])
 
 
-async def _vectors(request: Request, body: EmbeddingBody) -> tuple[list[tuple[float, ...]], int]:
+def _texts(body: EmbeddingBody) -> list[str | list[int]]:
+    return prompts(next((each for each in (body.input, body.content, body.prompt) if each is not None), None), "input")
+
+
+async def embedded(
+    request: Request, texts: list[str | list[int]], pooling: Literal["mean", "last"] = "mean"
+) -> tuple[list[tuple[float, ...]], int]:
     """The vectors of all texts, and how many tokens these have."""
     service: Service = request.app.state.service
-    given = next((each for each in (body.input, body.content, body.prompt) if each is not None), None)
-    asks = [Ask(prompt=each, pooling=body.pooling or "mean", max_tokens=0) for each in prompts(given, "input")]
+    asks = [Ask(prompt=each, pooling=pooling, max_tokens=0) for each in texts]
     generations = await start_all(service, asks)
     try:
         answers = await wire.while_connected(request, asyncio.gather(*map(wire.gather, generations)))

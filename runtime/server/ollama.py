@@ -1,4 +1,4 @@
-"""Ollama's /api routes: chat, generate, tags, show, ps, version. Pure translation.
+"""Ollama's /api routes: chat, generate, embed, tags, show, ps, version. Pure translation.
 
 Answers are lines of JSON instead of server-sent events, and stream unless a client says otherwise. There is one model,
 which answers to every name.
@@ -7,6 +7,7 @@ which answers to every name.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncGenerator, Callable
 from datetime import datetime, timezone
 from typing import Any
@@ -18,11 +19,13 @@ from starlette.responses import Response
 from .. import __version__
 from ..errors import UserError
 from . import failures, fields, wire
+from .embeddings import embedded
 from .fields import SamplingFields
 from .generation import Ask, Constraint, End, Generation, Piece, Reason, ToolPiece, start
 from .messages import checked_messages
+from .openai_completions import prompts
 from .service import Service
-from .shapes import Format, Message, Tool
+from .shapes import Format, Message, Prompt, Tool
 
 DONE_REASON: dict[Reason, str] = {"length": "length", "context": "length"}  # "stop" otherwise
 NANOSECONDS = 1e9
@@ -53,6 +56,13 @@ class OllamaGenerateBody(_Body, kw_only=True):
     suffix: str | None = None
     template: str | None = None
     images: list[Any] | None = None
+
+
+class OllamaEmbedBody(msgspec.Struct):
+    """`prompt` is the name that /api/embeddings has for `input`."""
+
+    input: Prompt = None
+    prompt: Prompt = None
 
 
 class OllamaShowBody(msgspec.Struct):
@@ -87,6 +97,22 @@ async def generate(request: Request, body: OllamaGenerateBody) -> Response:
         system = [{"role": "system", "content": body.system}] if body.system else []
         ask = _ask(service, body, messages=[*system, {"role": "user", "content": body.prompt}])
     return await _answer(request, body, ask, lambda text, calls: {"response": text})
+
+
+async def embed(request: Request, body: OllamaEmbedBody) -> Response:
+    """Ollama's embeddings."""
+    service: Service = request.app.state.service
+    begun = time.perf_counter()
+    vectors, tokens = await embedded(request, prompts(body.input, "input"))
+    duration = int((time.perf_counter() - begun) * NANOSECONDS)
+    figures = {"total_duration": duration, "load_duration": 0, "prompt_eval_count": tokens}
+    return wire.reply({"model": service.model_name, "embeddings": vectors, **figures})
+
+
+async def embedding(request: Request, body: OllamaEmbedBody) -> Response:
+    """Ollama's older embeddings, of one text."""
+    vectors, _ = await embedded(request, prompts(body.prompt, "prompt"))
+    return wire.reply({"embedding": vectors[0]})
 
 
 def _ask(service: Service, body: _Body, **what: Any) -> Ask:

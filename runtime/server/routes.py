@@ -73,6 +73,8 @@ ROUTES: tuple[Entry, ...] = (
     Entry("/v1/messages/count_tokens", "POST", anthropic.count_tokens),
     Entry("/api/chat", "POST", ollama.chat, LINES),
     Entry("/api/generate", "POST", ollama.generate, LINES),
+    Entry("/api/embed", "POST", ollama.embed),
+    Entry("/api/embeddings", "POST", ollama.embedding),
     Entry("/api/tags", "GET", ollama.tags),
     Entry("/api/ps", "GET", ollama.running),
     Entry("/api/show", "POST", ollama.show),

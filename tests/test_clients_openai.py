@@ -1,38 +1,24 @@
-"""Real clients against the default model: what they get is what their users rely on."""
+"""OpenAI's own client against the default model; test_clients_older.py runs this file with an older one."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from serving import serving
+from asking import CAPITAL, QUESTION, SCHEMA, city_type
 
-pytestmark = pytest.mark.slow
-
-CAPITAL = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
-SCHEMA = {
-    "type": "object",
-    "properties": {"city": {"type": "string", "maxLength": 20}, "big": {"type": "boolean"}},
-    "required": ["city", "big"],
-    "additionalProperties": False,
-}
-
-
-@pytest.fixture(scope="module")
-def server(default_model):
-    with serving(default_model, alias="default", context=2048) as running:
-        yield running
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # warnings of other people's packages
 
 
 @pytest.fixture
-def openai(server):
-    package = pytest.importorskip("openai", reason="OpenAI's client is not installed")
-    with package.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+def openai(default_server):
+    package = pytest.importorskip("openai", reason="OpenAI's client is not installed (pip install '.[test]')")
+    with package.OpenAI(base_url=f"{default_server.url}/v1", api_key="none", max_retries=0) as client:
         yield client
 
 
 def test_openai_chat_and_stream(openai):
-    asked = {"model": "default", "messages": CAPITAL, "max_tokens": 32, "temperature": 0}
+    asked = {"model": "default", "messages": QUESTION, "max_tokens": 32, "temperature": 0}
     whole = openai.chat.completions.create(**asked)
     text = whole.choices[0].message.content
     assert "Paris" in text
@@ -45,7 +31,7 @@ def test_openai_chat_and_stream(openai):
 def test_openai_json_schema(openai):
     wanted = {"type": "json_schema", "json_schema": {"name": "city", "schema": SCHEMA}}
     answer = openai.chat.completions.create(
-        model="default", messages=CAPITAL, max_tokens=64, temperature=0, response_format=wanted
+        model="default", messages=QUESTION, max_tokens=64, temperature=0, response_format=wanted
     )
     assert set(json.loads(answer.choices[0].message.content)) == {"city", "big"}
 
@@ -54,7 +40,7 @@ def test_openai_tool_that_must_be_called(openai):
     tool = {"type": "function", "function": {"name": "look_up", "description": "Looks up", "parameters": SCHEMA}}
     choice = {"type": "function", "function": {"name": "look_up"}}
     answer = openai.chat.completions.create(
-        model="default", messages=CAPITAL, max_tokens=100, temperature=0, tools=[tool], tool_choice=choice
+        model="default", messages=QUESTION, max_tokens=100, temperature=0, tools=[tool], tool_choice=choice
     )
     (call,) = answer.choices[0].message.tool_calls
     assert call.function.name == "look_up"
@@ -64,7 +50,7 @@ def test_openai_tool_that_must_be_called(openai):
 
 def test_openai_logprobs(openai):
     answer = openai.chat.completions.create(
-        model="default", messages=CAPITAL, max_tokens=4, temperature=0, logprobs=True, top_logprobs=3
+        model="default", messages=QUESTION, max_tokens=4, temperature=0, logprobs=True, top_logprobs=3
     )
     for token in answer.choices[0].logprobs.content:
         assert len(token.top_logprobs) == 3
@@ -85,7 +71,7 @@ def test_openai_errors_are_the_clients_own(openai):
     import openai as package
 
     with pytest.raises(package.BadRequestError, match="top_p") as caught:
-        openai.chat.completions.create(model="default", messages=CAPITAL, top_p=7)
+        openai.chat.completions.create(model="default", messages=QUESTION, top_p=7)
     assert caught.value.param == "top_p"
 
 
@@ -98,7 +84,7 @@ def test_openai_embeddings(openai):
     assert near > far
 
 
-ASKED = {"model": "default", "input": CAPITAL[0]["content"], "max_output_tokens": 32, "temperature": 0}
+ASKED = {"model": "default", "input": CAPITAL, "max_output_tokens": 32, "temperature": 0}
 
 
 def test_openai_response_and_stream(openai):
@@ -131,35 +117,11 @@ def test_openai_response_with_a_call_and_its_result(openai):
     (call,) = first.output
     assert (call.type, call.name, set(json.loads(call.arguments))) == ("function_call", "look_up", {"city", "big"})
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "The city is Paris."}
-    asked = {**ASKED, "input": [*[{"role": "user", "content": ASKED["input"]}], *first.output, result]}
+    asked = {**ASKED, "input": [{"role": "user", "content": CAPITAL}, *first.output, result]}
     assert "Paris" in openai.responses.create(**asked, tools=[tool], tool_choice="none").output_text
 
 
 def test_openai_response_in_a_form(openai):
-    import pydantic
-
-    class City(pydantic.BaseModel):
-        city: str
-        big: bool
-
+    City = city_type()
     answer = openai.responses.parse(**ASKED, text_format=City)
     assert isinstance(answer.output_parsed, City)
-
-
-def test_ollama_client(server):
-    package = pytest.importorskip("ollama", reason="Ollama's client is not installed")
-    client = package.Client(host=server.url)
-    answer = client.chat(model="default", messages=CAPITAL, options={"temperature": 0, "num_predict": 32})
-    assert "Paris" in answer["message"]["content"]
-    parts = client.chat(model="default", messages=CAPITAL, stream=True, options={"temperature": 0, "num_predict": 32})
-    assert "".join(part["message"]["content"] for part in parts) == answer["message"]["content"]
-
-
-def test_anthropic_client(server):
-    package = pytest.importorskip("anthropic", reason="Anthropic's client is not installed")
-    client = package.Anthropic(base_url=server.url, api_key="none", max_retries=0)
-    asked = {"model": "default", "messages": CAPITAL, "max_tokens": 32}
-    answer = client.messages.create(**asked)
-    assert "Paris" in answer.content[0].text
-    with client.messages.stream(**asked) as stream:
-        assert "".join(stream.text_stream) == answer.content[0].text
