@@ -102,7 +102,7 @@ def test_llm(default_server, tmp_path):
     assert said[0] == said[1] == said[2]
 
 
-@pytest.mark.parametrize("mode", ["TOOLS", "JSON_SCHEMA", "JSON"])
+@pytest.mark.parametrize("mode", ["TOOLS", "JSON_SCHEMA"])
 def test_instructor(default_server, mode):
     package = pytest.importorskip("instructor", reason="instructor needs OpenAI's older client (test_clients_older.py)")
     import openai

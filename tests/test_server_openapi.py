@@ -13,7 +13,7 @@ from layerlift.runtime.server.guard import Policy
 from layerlift.runtime.server.routes import ROUTES
 from serving import serving
 
-CASES = int(os.environ.get("LAYERLIFT_FUZZ_CASES", "300"))  # in all
+CASES = int(os.environ.get("LAYERLIFT_FUZZ_CASES", "200"))  # in all
 LABELS = [f"{entry.method} {re.sub(r':path}', '}', entry.path)}" for entry in ROUTES]
 FUZZED = [(label, "positive") for label in LABELS if label.startswith("POST ") or "{" in label]
 FUZZED += [(label, "negative") for label, _ in FUZZED if label.startswith("POST ")]  # bodies that are not as described
