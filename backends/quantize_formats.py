@@ -7,7 +7,7 @@ with the `gguf` package.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,40 +15,111 @@ from numpy.typing import NDArray
 IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
+class Line(NamedTuple):
+    """Where the search for a scale begins: `starts` times, evenly from one share of what a part spans to another.
+
+    The pin stays: where low is 0, the level that the largest weight gets; else the place in the range that does not
+    move, from 0, its low end, to 1.
+    """
+
+    pin: float
+    begin: float
+    end: float
+    starts: int
+
+
+class Effort(NamedTuple):
+    """How much is tried: `density` times the starts, each moved `polish` times to what its levels want."""
+
+    density: int
+    polish: int
+
+
+ONCE = Effort(1, 0)
+
+
 @dataclass(frozen=True)
 class Scheme:
-    """How a format stands for its weights: scale * level + low.
+    """How a format stands for its weights, scale * level + low, and how scales are searched for.
 
     `sub` weights share a scale; `low` is 0 unless `affine`. Where the format has scales of scales, `scales` is their
-    range, in units of the block's own scale, and lows are 0 or below. `starts`: factors tried on that scale.
+    range, in units of the block's own scale, and lows are 0 or below; `units`: the factors tried on that scale, from
+    and to. kernels/cpu/quantize/scheme.cpp has the same table.
     """
 
     sub: int
     levels: tuple[int, int]
+    lines: tuple[Line, ...]
     affine: bool = False
     scales: tuple[int, int] | None = None
-    starts: tuple[float, ...] = (1.0,)
+    units: tuple[float, float] = (1.0, 1.0)
+    plain: Effort = ONCE  # without importance, and with
+    weighed: Effort = ONCE
     table: tuple[int, ...] = ()  # levels that are not evenly spaced
-
-    @property
-    def reach(self) -> float:
-        """The share of a block's largest weight that may lie outside the levels, at most."""
-        steps = (self.levels[1] - self.levels[0] + 1) / 2
-        return min(0.4, 3 / steps)
 
 
 SCHEMES = {
-    "Q4_0": Scheme(32, (-8, 7)),
-    "Q5_0": Scheme(32, (-16, 15)),
-    "Q8_0": Scheme(32, (-127, 127)),
-    "IQ4_NL": Scheme(32, (IQ4_NL[0], IQ4_NL[-1]), table=IQ4_NL),
-    "Q4_1": Scheme(32, (0, 15), affine=True),
-    "Q5_1": Scheme(32, (0, 31), affine=True),
-    "Q2_K": Scheme(16, (0, 3), affine=True, scales=(0, 15), starts=(1.0, 0.92, 0.84)),
-    "Q3_K": Scheme(16, (-4, 3), scales=(-32, 31), starts=(1.0, 0.95, 0.9)),
-    "Q4_K": Scheme(32, (0, 15), affine=True, scales=(0, 63)),
-    "Q5_K": Scheme(32, (0, 31), affine=True, scales=(0, 63)),
-    "Q6_K": Scheme(16, (-32, 31), scales=(-128, 127)),
+    "Q4_0": Scheme(32, (-8, 7), (Line(-8, 0.85, 1.05, 10), Line(7, 0.92, 1.08, 5)), weighed=Effort(2, 1)),
+    "Q5_0": Scheme(32, (-16, 15), (Line(-16, 0.88, 1.04, 10), Line(15, 0.94, 1.06, 5)), weighed=Effort(2, 1)),
+    "Q8_0": Scheme(32, (-127, 127), (Line(-127, 0.97, 1.01, 15),)),
+    "IQ4_NL": Scheme(
+        32,
+        (IQ4_NL[0], IQ4_NL[-1]),
+        (Line(-127, 0.85, 1.08, 15), Line(113, 0.85, 1.08, 16)),
+        plain=Effort(1, 1),
+        weighed=Effort(1, 2),
+        table=IQ4_NL,
+    ),
+    "Q4_1": Scheme(
+        32,
+        (0, 15),
+        (Line(0, 0.94, 1.04, 5), Line(0.5, 0.88, 1.03, 5), Line(1, 0.94, 1.04, 5)),
+        affine=True,
+        weighed=Effort(3, 1),
+    ),
+    "Q5_1": Scheme(
+        32,
+        (0, 31),
+        (Line(0, 0.97, 1.02, 5), Line(0.5, 0.94, 1.015, 5), Line(1, 0.97, 1.02, 5)),
+        affine=True,
+        weighed=Effort(3, 1),
+    ),
+    "Q2_K": Scheme(
+        16,
+        (0, 3),
+        (Line(0, 0.75, 1.05, 5), Line(0.5, 0.65, 1, 5), Line(1, 0.75, 1.05, 5)),
+        affine=True,
+        scales=(0, 15),
+        units=(0.95, 1.08),
+        weighed=Effort(2, 1),
+    ),
+    "Q3_K": Scheme(
+        16,
+        (-4, 3),
+        (Line(-4, 0.7, 1.1, 8), Line(3, 0.7, 1.1, 7)),
+        scales=(-32, 31),
+        units=(0.85, 1.15),
+        weighed=Effort(2, 0),
+    ),
+    "Q4_K": Scheme(
+        32,
+        (0, 15),
+        (Line(0, 0.93, 1.07, 15), Line(0.5, 0.84, 1.04, 16), Line(1, 0.93, 1.07, 16)),
+        affine=True,
+        scales=(0, 63),
+        units=(1, 1.06),
+        weighed=Effort(1, 1),
+    ),
+    "Q5_K": Scheme(
+        32,
+        (0, 31),
+        (Line(0, 0.965, 1.035, 15), Line(0.5, 0.92, 1.02, 16), Line(1, 0.965, 1.035, 16)),
+        affine=True,
+        scales=(0, 63),
+        units=(1, 1.06),
+        weighed=Effort(1, 1),
+    ),
+    "Q6_K": Scheme(16, (-32, 31), (Line(-32, 0.91, 1.03, 15),), scales=(-128, 127), units=(1, 1.1)),
 }
 
 

@@ -60,6 +60,25 @@ def test_the_error_is_at_most_that_of_ggml(fmt, weighed, quantizer):
     assert made <= GGML[fmt][weighed], f"{fmt}: {made:.6f}, ggml {GGML[fmt][weighed]:.6f}"
 
 
+@pytest.mark.parametrize("fmt", [fmt for fmt, scheme in SCHEMES.items() if scheme.scales is None and not scheme.table])
+def test_no_block_is_worse_than_levels_that_just_cover_it(fmt, quantizer):
+    """llama.cpp's way without importance."""
+    x = sample()[0]
+    raw = quantizer.rows(x.view(np.uint8), "F32", COLUMNS, fmt)
+    made, blocks = (v.reshape(-1, 32).astype(np.float64) for v in (decode_rows(raw, fmt, COLUMNS), x))
+    least, most = SCHEMES[fmt].levels
+    if SCHEMES[fmt].affine:
+        low = blocks.min(1, keepdims=True)
+        scale = (blocks.max(1, keepdims=True) - low) / most
+    else:
+        top = np.take_along_axis(blocks, np.abs(blocks).argmax(1)[:, None], 1)
+        low, scale = np.zeros_like(top), top / least
+    scale, low = (v.astype(np.float32).astype(np.float16).astype(np.float64) for v in (scale, low))
+    cover = scale * np.clip(np.rint((blocks - low) / scale), least, most) + low
+    ours, theirs = (np.square(v - blocks).sum(1) for v in (made, cover))
+    assert (ours <= theirs * (1 + 1e-5)).all(), f"{fmt}: {(ours / theirs).max():.6f} of {len(ours)} blocks"
+
+
 @pytest.mark.skipif(native.library() is None, reason=native.reason() or "native library")
 @pytest.mark.parametrize("fmt", SCHEMES)
 def test_native_costs_no_more_than_numpy(fmt, quantizer):

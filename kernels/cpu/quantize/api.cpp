@@ -45,11 +45,10 @@ int64_t ll_quantize(ll_context* context, int source_type, const void* raw, int64
   const int64_t to = scheme ? columns / scheme->block * scheme->nbytes : columns * int64_t(storage_nbytes(target));
   std::vector<float> widened;
   try {
-    widened.resize(size_t(context->pool.threads() * columns + columns), 1.0f);
+    widened.resize(size_t(context->pool.threads() * columns));
   } catch (const std::bad_alloc&) {
     return kNoMemory;
   }
-  const float* w = importance ? importance : widened.data() + context->pool.threads() * columns;
   std::atomic<int64_t> wrong{kDone};
   context->pool.split(rows, 1, [&](int64_t begin, int64_t end, int worker) {
     float* x = widened.data() + worker * columns;
@@ -59,7 +58,7 @@ int64_t ll_quantize(ll_context* context, int source_type, const void* raw, int64
       if (has_above(x, columns, most))
         wrong = i;
       else if (scheme)
-        context->isa.quantize->row(*scheme, x, w, columns, row);
+        context->isa.quantize->row(*scheme, x, importance, columns, row);
       else
         context->isa.ops->narrow(x, columns, target, row);
     }

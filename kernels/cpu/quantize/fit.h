@@ -1,134 +1,94 @@
-// The scale and low that a part of a block wants. The search is that of backends/numpy_quantize.py, which explains it.
+// The scales and lows that a part of a block wants. backends/numpy_quantize.py explains the search and is its reference.
 #pragma once
 
 #include "try.h"
 
 namespace layerlift::LL_ISA {
 
-// Factors on a scale, one a lane: a fan around the scale that just covers a part's weights, and closer ones.
-struct Fans {
-  f32x16 fan, close, closer, settle;
+// Where the search begins: scales and lows in units of what a part spans, sixteen to a round.
+struct Starts {
+  static constexpr int kMostRounds = 3;
+  int rounds, polish;  // polish: how often each start moves to what its levels want
+  Pairs at[kMostRounds];
 
-  explicit Fans(const Scheme& s) {
-    double steps = (double(s.highest) - s.lowest + 1) / 2, reach = 3 / steps < 0.4 ? 3 / steps : 0.4;
-    fan = factors(reach, 12, 12);
-    close = factors(4 * reach, 8, 96);
-    closer = factors(reach, 8, 96);
-    settle = factors(reach / 4, 8, 96);
-  }
-
-  static f32x16 factors(double reach, int one, int steps) {
-    float f[kLanes];
-    for (int i = 0; i < kLanes; i++) f[i] = float(1 + reach * (i - one) / steps);
-    return load(f);
-  }
-};
-
-struct Fit {
-  float scale, low;
-};
-
-static inline float largest(const Part& p) {
-  float top = p.x[0];
-  for (int i = 1; i < p.n; i++)
-    if (__builtin_fabsf(p.x[i]) > __builtin_fabsf(top)) top = p.x[i];
-  return top;
-}
-
-static inline Fit fit_signed(const Scheme& s, const Part& p, const Fans& fans) {
-  const float top = largest(p), ends[] = {s.lowest, s.highest};
-  const int rounds = s.highest > 16 && !s.table ? 1 : 3;  // where there are many levels the fan is close enough
-  float scale = 0, lost = 0;                              // lost: the error less that of zeros
-  Tried t;
-  for (int round = 0; round < rounds; round++) {
-    f32x16 tried = round < 2 ? mul(set1(top / ends[round]), fans.fan) : mul(set1(scale), fans.closer);
-    try_levels(s, p, tried, zero_f32(), t);
-    float losses[kLanes];
-    f32x16 xl = load(t.xl), wanted = div(xl, max(load(t.ll), set1(kTiny)));
-    store(losses, sub(zero_f32(), mul(xl, wanted)));
-    const int lane = lowest_lane(losses);
-    if (losses[lane] < lost) {
-      lost = losses[lane];
-      scale = t.xl[lane] / (t.ll[lane] > kTiny ? t.ll[lane] : kTiny);
+  Starts(const Scheme& s, const Effort& effort) : polish(effort.polish) {
+    float scale[kMostRounds * kLanes], low[kMostRounds * kLanes];
+    scale[0] = s.affine ? 1 : 1 / s.lowest;  // what just covers the weights
+    low[0] = 0;
+    int count = 1;
+    for (const Line& line : s.lines)
+      for (int i = 0, n = line.count * effort.density; i < n; i++, count++) {
+        const float share = line.from + (line.to - line.from) * float(i) / float(n > 1 ? n - 1 : 1);
+        scale[count] = s.affine ? share : share / line.pin;
+        low[count] = s.affine ? line.pin * (1 - share) * s.highest : 0;
+      }
+    rounds = (count + kLanes - 1) / kLanes;
+    for (; count < rounds * kLanes; count++) {
+      scale[count] = scale[0];
+      low[count] = low[0];
     }
-  }
-  return {scale, 0};
-}
-
-// Sums over a part.
-struct Sums {
-  float w = 0, x = 0, xx = 0;
-
-  Sums() = default;
-  explicit Sums(const Part& p) {
-    for (int i = 0; i < p.n; i++) {
-      float weighed = p.w[i] * p.x[i];
-      w += p.w[i];
-      x += weighed;
-      xx += weighed * p.x[i];
-    }
+    for (int r = 0; r < rounds; r++) at[r] = {load(scale + r * kLanes), load(low + r * kLanes)};
   }
 };
 
-struct Solved {
-  alignas(64) float scale[kLanes], low[kLanes], error[kLanes];
+// What a part spans: its lowest weight, and a step that covers it with all levels; or 0, and its largest weight.
+struct Span {
+  float low, step;
 };
 
-// Scale and low that are best for the levels of each lane, and their error; `below`: low may not be above 0.
-static inline void least_squares(const Tried& t, const Sums& sums, bool below, Solved& out) {
-  const float w = sums.w, x = sums.x, mean = x / (w > kTiny ? w : kTiny), most = below ? 0.0f : __builtin_inff();
-  for (int i = 0; i < kLanes; i++) {
-    const float l = t.l[i], ll = t.ll[i], xl = t.xl[i], determinant = w * ll - l * l;
-    const bool sound = determinant > 1e-6f * w * ll;
-    const float one = 1 / (sound ? determinant : 1.0f), alone = xl / (ll > kTiny ? ll : kTiny);
-    float scale = sound ? (w * xl - x * l) * one : 0.0f;
-    float low = sound ? (ll * x - l * xl) * one : mean;
-    scale = low > most ? alone : scale;
-    low = low > most ? most : low;
-    scale = scale > 0 ? scale : 0.0f;
-    out.scale[i] = scale;
-    out.low[i] = low;
-    out.error[i] = sums.xx + scale * (scale * ll - 2 * xl + 2 * low * l) + low * (low * w - 2 * x);
+template <class Levels> static inline Span span_of(const Scheme& s, const Part& p) {
+  f32x16 most = load(p.x), least = most;
+  for (int i = kLanes; i < p.n; i += kLanes) {
+    most = max(most, load(p.x + i));
+    least = min(least, load(p.x + i));
   }
+  float high = hmax(most), low = lowest_of(least);
+  if (!Levels::kAffine) return {0, high > -low ? high : low};
+  if (s.scale_highest > 0) {  // lows are 0 or below
+    high = high > 0 ? high : 0;
+    low = low < 0 ? low : 0;
+  }
+  return {low, (high - low) / s.highest};
 }
 
-static inline void range(const Part& p, float& least, float& most) {
-  least = most = p.x[0];
-  for (int i = 1; i < p.n; i++) {
-    if (p.x[i] < least) least = p.x[i];
-    if (p.x[i] > most) most = p.x[i];
-  }
+static inline Pairs begin(const Pairs& start, const Span& span) {
+  const f32x16 step = set1(span.step);
+  return {mul(step, start.scale), fma(step, start.low, set1(span.low))};
 }
 
-static inline Fit fit_affine(const Scheme& s, const Part& p, const Fans& fans) {
-  static const float pivots[] = {0.5f, 0, 1};
-  const bool below = s.scale_highest > 0;
-  float least, most;
-  range(p, least, most);
-  if (below) {
-    least = least < 0 ? least : 0;
-    most = most > 0 ? most : 0;
+// Where the levels of each lane want scale and low, and what they cost there and elsewhere.
+struct Wishes {
+  Pairs at;
+  f32x16 error, level_level, level;
+};
+
+// Least squares for the levels that were tried; weight: the sum over the part; most_low: what low may not exceed.
+template <class Levels>
+static inline Wishes wishes_of(const Tried& t, const Pairs& at, float weight, float most_low) {
+  const f32x16 zero = zero_f32(), ll = max(t.level_level, set1(kTiny));
+  if (!Levels::kAffine) {
+    f32x16 step = div(t.off_level, ll);
+    return {{add(at.scale, step), zero}, max(sub(t.error, mul(t.off_level, step)), zero), t.level_level, zero};
   }
-  const Sums sums(p);
-  const Fit cover = {(most - least) / s.highest, least};
-  Fit best = cover;
-  float error = __builtin_inff();
-  Tried t;
-  Solved solved;
-  for (int round = 0; round < 6; round++) {
-    const Fit from = round < 3 ? cover : best;
-    const float pivot = pivots[round % 3];
-    f32x16 tried = mul(set1(from.scale), round < 3 ? fans.fan : fans.close);
-    f32x16 low = sub(set1(from.low + pivot * from.scale * s.highest), mul(set1(pivot * s.highest), tried));
-    try_levels(s, p, tried, below ? min(low, zero_f32()) : low, t);
-    least_squares(t, sums, below, solved);
-    const int lane = lowest_lane(solved.error);
-    if (solved.error[lane] < error) {
-      error = solved.error[lane];
-      best = {solved.scale[lane], solved.low[lane]};
-    }
-  }
-  return best;
+  const f32x16 w = set1(weight), per_w = set1(1 / (weight > kTiny ? weight : kTiny)), w_ll = mul(w, t.level_level);
+  const f32x16 determinant = sub(w_ll, mul(t.level, t.level));
+  const f32x16 sound = step_above(determinant, mul(w_ll, set1(1e-6f)), set1(1.0f));  // else: all levels alike
+  f32x16 step = div(mul(sub(mul(w, t.off_level), mul(t.level, t.off)), sound), max(determinant, set1(kTiny)));
+  f32x16 rise = min(mul(sub(t.off, mul(t.level, step)), per_w), sub(set1(most_low), at.low));
+  step = max(div(sub(t.off_level, mul(t.level, rise)), ll), sub(zero, at.scale));
+  const f32x16 gain = add(mul(step, t.off_level), mul(rise, t.off));
+  const f32x16 cross = mul(mul(step, rise), t.level);
+  const f32x16 squares = fma(mul(step, step), t.level_level, mul(mul(rise, rise), w));
+  const f32x16 error = add(sub(t.error, add(gain, gain)), add(squares, add(cross, cross)));
+  return {{add(at.scale, step), add(at.low, rise)}, max(error, zero), t.level_level, t.level};
+}
+
+// What the levels of each wish cost with other scales and lows; the nearest levels cost no more.
+template <class Levels> static inline f32x16 cost(const Wishes& wish, const Pairs& at, float weight) {
+  const f32x16 step = sub(at.scale, wish.at.scale), along = fma(mul(step, step), wish.level_level, wish.error);
+  if (!Levels::kAffine) return along;
+  const f32x16 rise = sub(at.low, wish.at.low), cross = mul(mul(step, rise), wish.level);
+  return add(along, fma(mul(rise, rise), set1(weight), add(cross, cross)));
 }
 
 }  // namespace layerlift::LL_ISA

@@ -8,7 +8,7 @@
 namespace layerlift {
 
 struct QuantizeTable {
-  // One row: x and weights w [columns] to blocks; x is finite.
+  // One row: x [columns] to blocks; w: importance, or nullptr; x is finite.
   void (*row)(const Scheme&, const float* x, const float* w, int64_t columns, uint8_t* out);
 };
 

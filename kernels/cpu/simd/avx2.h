@@ -49,6 +49,18 @@ static inline f32x16 abs(f32x16 a) {
   __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
 }
+static inline __m256 step_above(__m256 a, __m256 edge, __m256 step) {
+  return _mm256_and_ps(_mm256_cmp_ps(a, edge, _CMP_GT_OQ), step);
+}
+static inline f32x16 step_above(f32x16 a, f32x16 edge, f32x16 step) {
+  return {step_above(a.lo, edge.lo, step.lo), step_above(a.hi, edge.hi, step.hi)};
+}
+static inline int lane_of(f32x16 a, float x) {
+  __m256 v = _mm256_set1_ps(x);
+  int low = _mm256_movemask_ps(_mm256_cmp_ps(a.lo, v, _CMP_EQ_OQ));
+  int high = _mm256_movemask_ps(_mm256_cmp_ps(a.hi, v, _CMP_EQ_OQ));
+  return __builtin_ctz(low | high << 8 | 1 << 15);
+}
 static inline float hsum(f32x16 a) {
   __m256 s = _mm256_add_ps(a.lo, a.hi);
   __m128 q = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
@@ -96,6 +108,10 @@ static inline void store_i32(int32_t* p, i32x16 a) {
   store256(p + 8, a.hi);
 }
 static inline i32x16 add(i32x16 a, i32x16 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+static inline i32x16 max(i32x16 a, i32x16 b) { return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)}; }
+static inline i32x16 min(i32x16 a, i32x16 b) { return {_mm256_min_epi32(a.lo, b.lo), _mm256_min_epi32(a.hi, b.hi)}; }
+static inline i32x16 bits_of(f32x16 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
+static inline f32x16 floats_of(i32x16 a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
 template <int n> static inline i32x16 shl(i32x16 a) { return {_mm256_slli_epi32(a.lo, n), _mm256_slli_epi32(a.hi, n)}; }
 static inline f32x16 to_f32(i32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 static inline i32x16 round_i32(f32x16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }

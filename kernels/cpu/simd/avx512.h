@@ -32,6 +32,12 @@ static inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps
 static inline f32x16 max(f32x16 a, f32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 static inline f32x16 min(f32x16 a, f32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 static inline f32x16 abs(f32x16 a) { return {_mm512_abs_ps(a.v)}; }
+static inline f32x16 step_above(f32x16 a, f32x16 edge, f32x16 step) {
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, edge.v, _CMP_GT_OQ), step.v)};
+}
+static inline int lane_of(f32x16 a, float x) {
+  return __builtin_ctz(_mm512_cmp_ps_mask(a.v, _mm512_set1_ps(x), _CMP_EQ_OQ) | 1 << 15);
+}
 static inline float hsum(f32x16 a) { return _mm512_reduce_add_ps(a.v); }
 static inline float hmax(f32x16 a) { return _mm512_reduce_max_ps(a.v); }
 static inline f32x16 load_f16(const uint16_t* p) {
@@ -59,6 +65,10 @@ static inline i32x16 set1_i32(int32_t x) { return {_mm512_set1_epi32(x)}; }
 static inline i32x16 load_i32(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 static inline void store_i32(int32_t* p, i32x16 a) { _mm512_storeu_si512(p, a.v); }
 static inline i32x16 add(i32x16 a, i32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+static inline i32x16 max(i32x16 a, i32x16 b) { return {_mm512_max_epi32(a.v, b.v)}; }
+static inline i32x16 min(i32x16 a, i32x16 b) { return {_mm512_min_epi32(a.v, b.v)}; }
+static inline i32x16 bits_of(f32x16 a) { return {_mm512_castps_si512(a.v)}; }
+static inline f32x16 floats_of(i32x16 a) { return {_mm512_castsi512_ps(a.v)}; }
 template <int n> static inline i32x16 shl(i32x16 a) { return {_mm512_slli_epi32(a.v, n)}; }
 static inline f32x16 to_f32(i32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 static inline i32x16 round_i32(f32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }  // to nearest even

@@ -41,6 +41,14 @@ LL_LANES f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return f32_lanes([&](int i) 
 LL_LANES f32x16 max(f32x16 a, f32x16 b) { return f32_lanes([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
 LL_LANES f32x16 min(f32x16 a, f32x16 b) { return f32_lanes([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
 LL_LANES f32x16 abs(f32x16 a) { return f32_lanes([&](int i) { return __builtin_fabsf(a.v[i]); }); }
+LL_LANES f32x16 step_above(f32x16 a, f32x16 edge, f32x16 step) {
+  return f32_lanes([&](int i) { return a.v[i] > edge.v[i] ? step.v[i] : 0.0f; });
+}
+LL_LANES int lane_of(f32x16 a, float x) {
+  int lane = 0;
+  while (lane < 15 && a.v[lane] != x) lane++;
+  return lane;
+}
 LL_LANES float hsum(f32x16 a) {
   float s[8];
   for (int i = 0; i < 8; i++) s[i] = a.v[i] + a.v[i + 8];
@@ -65,6 +73,10 @@ LL_LANES i32x16 set1_i32(int32_t x) { return i32_lanes([=](int) { return x; }); 
 LL_LANES i32x16 load_i32(const int32_t* p) { return i32_lanes([=](int i) { return p[i]; }); }
 LL_LANES void store_i32(int32_t* p, i32x16 a) { __builtin_memcpy(p, a.v, 64); }
 LL_LANES i32x16 add(i32x16 a, i32x16 b) { return i32_lanes([&](int i) { return a.v[i] + b.v[i]; }); }
+LL_LANES i32x16 max(i32x16 a, i32x16 b) { return i32_lanes([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
+LL_LANES i32x16 min(i32x16 a, i32x16 b) { return i32_lanes([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
+LL_LANES i32x16 bits_of(f32x16 a) { return i32_lanes([&](int i) { return int32_t(as_bits(a.v[i])); }); }
+LL_LANES f32x16 floats_of(i32x16 a) { return f32_lanes([&](int i) { return as_float(uint32_t(a.v[i])); }); }
 template <int n> LL_LANES i32x16 shl(i32x16 a) {
   return i32_lanes([&](int i) { return int32_t(uint32_t(a.v[i]) << n); });
 }

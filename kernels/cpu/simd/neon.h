@@ -55,6 +55,20 @@ static inline f32x16 fma(f32x16 x, f32x16 y, f32x16 z) {
 static inline f32x16 max(f32x16 x, f32x16 y) { return LL_EACH2(vmaxnmq_f32, x, y); }
 static inline f32x16 min(f32x16 x, f32x16 y) { return LL_EACH2(vminnmq_f32, x, y); }
 static inline f32x16 abs(f32x16 x) { return LL_EACH1(vabsq_f32, x); }
+static inline float32x4_t step_above(float32x4_t x, float32x4_t edge, float32x4_t step) {
+  return vreinterpretq_f32_u32(vandq_u32(vcgtq_f32(x, edge), vreinterpretq_u32_f32(step)));
+}
+static inline f32x16 step_above(f32x16 x, f32x16 edge, f32x16 step) {
+  return {step_above(x.a, edge.a, step.a), step_above(x.b, edge.b, step.b), step_above(x.c, edge.c, step.c),
+          step_above(x.d, edge.d, step.d)};
+}
+static inline int lane_of(f32x16 x, float value) {
+  float lanes[16];
+  store(lanes, x);
+  int lane = 0;
+  while (lane < 15 && lanes[lane] != value) lane++;
+  return lane;
+}
 static inline float32x4_t add_quarters(f32x16 x) { return vaddq_f32(vaddq_f32(x.a, x.c), vaddq_f32(x.b, x.d)); }
 static inline float32x4_t max_quarters(f32x16 x) { return vmaxnmq_f32(vmaxnmq_f32(x.a, x.c), vmaxnmq_f32(x.b, x.d)); }
 static inline float hsum(f32x16 x) { return vaddvq_f32(add_quarters(x)); }
@@ -102,6 +116,10 @@ static inline void store_i32(int32_t* p, i32x16 x) {
   vst1q_s32(p + 12, x.d);
 }
 static inline i32x16 add(i32x16 x, i32x16 y) { return LL_EACH2(vaddq_s32, x, y); }
+static inline i32x16 max(i32x16 x, i32x16 y) { return LL_EACH2(vmaxq_s32, x, y); }
+static inline i32x16 min(i32x16 x, i32x16 y) { return LL_EACH2(vminq_s32, x, y); }
+static inline i32x16 bits_of(f32x16 x) { return LL_EACH1(vreinterpretq_s32_f32, x); }
+static inline f32x16 floats_of(i32x16 x) { return LL_EACH1(vreinterpretq_f32_s32, x); }
 template <int n> static inline i32x16 shl(i32x16 x) {
   return {vshlq_n_s32(x.a, n), vshlq_n_s32(x.b, n), vshlq_n_s32(x.c, n), vshlq_n_s32(x.d, n)};
 }
