@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
+from contextlib import contextmanager
 
 import fake_cuda
 import numpy as np
@@ -26,6 +27,16 @@ def cuda(monkeypatch, tmp_path):
     monkeypatch.setattr("layerlift.backends.cuda._tuning", lambda properties: SMALL)
     with fake_cuda.installed() as fake:
         yield fake
+
+
+@contextmanager
+def on_device(tiny):
+    """An engine over a model that is whole on the fake device."""
+    with (
+        Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model,
+        Engine(model, context=100, kv_dtype="f32") as engine,
+    ):
+        yield engine
 
 
 def step_of(tokens, befores, kv):
@@ -56,6 +67,18 @@ def test_a_sequence_by_graphs_has_the_papers_logits(tiny, cuda):
     np.testing.assert_allclose(found, want, atol=2e-4 * np.abs(want).max())
     # The first step teaches the rope, the second rehearses; all others are replayed.
     assert cuda.calls["graphLaunch"] == len(TOKENS) - 2
+
+
+def test_a_token_takes_five_kernels_a_layer(tiny, cuda):
+    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model:
+        kv, (backend,) = stores(model), model.backends
+        for i in range(3):
+            cuda.ran.clear()
+            _, logits = model.logits(*model.forward(step_of([TOKENS[i]], [i], kv)))
+            backend.pick(logits).wait()
+    layer = ["qkv", "attend_few", "project", "gated", "project"]
+    assert cuda.ran == ["embed", *layer * len(kv), "project", "sample_slices", "sample_pick"]
+    assert cuda.dependent > 2 * len(layer) * len(kv)
 
 
 def test_two_sequences_with_lengths_of_their_own(tiny, cuda):
@@ -149,7 +172,7 @@ def test_the_engine_answers_as_without_a_gpu(tiny, cuda):
             Model.load(tiny("F32"), context=100, **options) as model,
             Engine(model, context=100, kv_dtype="f32") as engine,
         ):
-            request = Request(TOKENS[:4], Sampling(temperature=0), max_tokens=12, ignore_eos=True)
+            request = Request(TOKENS[:6], Sampling(temperature=0), max_tokens=12, ignore_eos=True)
             return engine.submit(request).result().tokens
 
     assert answer(ngl=999, gpu="nvidia") == answer(ngl=0)
@@ -157,20 +180,20 @@ def test_the_engine_answers_as_without_a_gpu(tiny, cuda):
 
 
 def test_drawn_tokens_repeat_with_their_seed_whatever_else_is_in_the_steps(tiny, cuda):
-    drawn = Request(TOKENS[:4], Sampling(seed=11), max_tokens=10, ignore_eos=True)
-    other = Request(TOKENS[:3], Sampling(temperature=0.9, n_probs=2, seed=4), max_tokens=7, ignore_eos=True)
-    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model, Engine(model, context=100) as engine:
+    drawn = Request(TOKENS[:6], Sampling(seed=11), max_tokens=10, ignore_eos=True)
+    other = Request(TOKENS[:5], Sampling(temperature=0.9, n_probs=2, seed=4), max_tokens=7, ignore_eos=True)
+    with on_device(tiny) as engine:
         alone = [t.id for t in engine.submit(drawn).result().tokens]
         assert cuda.ran.count("sample_pick") >= len(alone)
         together = [engine.submit(request) for request in (drawn, other)]
         assert [t.id for t in together[0].result().tokens] == alone
         assert all(t.logprob is not None for t in together[1].result().tokens), "these need all logits on the host"
-        again = Request(TOKENS[:4], Sampling(seed=12), max_tokens=10, ignore_eos=True)
+        again = Request(TOKENS[:6], Sampling(seed=12), max_tokens=10, ignore_eos=True)
         assert [t.id for t in engine.submit(again).result().tokens] != alone
 
 
 def test_the_next_step_starts_before_the_host_has_the_token(tiny, cuda):
-    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model, Engine(model, context=100) as engine:
+    with on_device(tiny) as engine:
         seen: list[tuple[int, int]] = []
         take = cuda.eventSynchronize
 
@@ -179,7 +202,7 @@ def test_the_next_step_starts_before_the_host_has_the_token(tiny, cuda):
             take(event)
 
         cuda.eventSynchronize = waiting
-        engine.submit(Request(TOKENS[:4], Sampling(seed=3), max_tokens=8, ignore_eos=True)).result()
+        engine.submit(Request(TOKENS[:6], Sampling(seed=3), max_tokens=8, ignore_eos=True)).result()
     assert len(seen) == 8
     assert all(queued > before for queued, before in seen[:-1]), "the device had nothing to go on with"
     assert seen[-1][0] == seen[-1][1], "a step behind the last token"
@@ -198,9 +221,9 @@ def test_memory_is_weights_cache_and_a_little_and_closing_gives_it_back(tiny, cu
 
 
 def test_the_driver_is_asked_for_memory_once_before_the_model_is_loaded(tiny, cuda):
-    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model, Engine(model, context=100) as engine:
+    with on_device(tiny) as engine:
         assert cuda.calls["malloc"] == 1
-        requests = [Request(TOKENS[: 3 + i] * 5, Sampling(), max_tokens=4, ignore_eos=True) for i in range(3)]
+        requests = [Request(TOKENS[: 3 + i] * 5, Sampling(), max_tokens=4, ignore_eos=True) for i in range(2)]
         for stream in [engine.submit(request) for request in requests]:
             stream.result()
         assert cuda.calls["malloc"] == 1
@@ -222,6 +245,7 @@ def test_buckets_double(rows, expected):
     assert bucket(rows, SHORTEST) == expected
 
 
+@pytest.mark.slow
 def test_three_sequences_replay_the_graph_of_four_and_no_row_is_touched_that_is_not_theirs(tiny, cuda):
     want = forward(tiny("F32"), TOKENS)
     with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=130) as model:

@@ -31,6 +31,7 @@ def check(name, backend, *, relaxed):
     assert verdict.ok, f"{name}: nmse {verdict.nmse:.2e}, largest error {verdict.max_error:.2e}"
 
 
+@pytest.mark.slow
 def test_a_layer_of_few_tokens_takes_one_kernel_for_each_composite(monkeypatch):
     monkeypatch.setattr(cuda_ops, "FEW", 8)
     with opened() as (backend, ran):
