@@ -240,7 +240,7 @@ class Backend(ABC):
     def choices(cls, device: DeviceInfo) -> tuple[str, ...]:
         """One line each: what else was found for a device that can be done in two ways, which one is used, and why.
 
-        Never raises, allocates nothing on the device.
+        Never raises, leaves nothing allocated on the device.
         """
         return ()
 

@@ -30,10 +30,13 @@ class GpuDevice(Backend):
     identity: tuple[str, ...]  # what both depend on beside the kernels' text: device, driver, options
 
     def __init__(self, device: DeviceInfo, tuning: Tuning, kernels: KernelSettings | None = None):
-        self.device, self.tuning, self.kernels = device, tuning, kernels or KernelSettings()
+        self.device, self.kernels = device, kernels or KernelSettings()
         self.pool = Pool(self._alloc)
-        self.programs = Programs(self.language, tuning, self._compile)
         self.launches = 0  # since the start; for tests and measurements
+        self._use(tuning)
+
+    def _use(self, tuning: Tuning) -> None:
+        self.tuning, self.programs = tuning, Programs(self.language, tuning, self._compile)
 
     # -- the six hooks --
 

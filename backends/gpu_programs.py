@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..kernels import sources
+from .gpu_repack import FLOATS
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class Tuning:
     split_rows: int = 256  # cache rows that are worth a work group of their own
     compact: bool = False  # short programs, for devices that gain nothing from unrolled loops
     units: int = 64  # work groups that keep the device busy
+    halves: int = 0  # optional parts of OpenCL, by the values of their macros in kernels/opencl/prelude.h
+    subgroups: int = 0
+    dot: int = 0
 
     def __post_init__(self) -> None:
         per_thread = self.thread_tokens * self.thread_rows
@@ -98,9 +102,11 @@ class Programs:
 def text_of(language: str, tuning: Tuning, kind: str, *parameters: Any) -> str:
     """The source of a program: one of TEXTS."""
     files, macros = TEXTS[kind](tuning, *parameters)
-    return sources.program(language, files, {"GROUP_SIZE": tuning.group, "COMPACT": int(tuning.compact), **macros})
+    device = {"GROUP_SIZE": tuning.group, "COMPACT": int(tuning.compact), "SUBGROUPS": tuning.subgroups}
+    return sources.program(language, files, {**device, **macros})
 
 
+TWO_SCALES = ("Q2_K", "Q3_K", "Q6_K")  # for the 32 weights of a unit
 Text = tuple[tuple[str, ...], dict[str, int | str]]
 
 
@@ -119,8 +125,13 @@ def _gated(_: Tuning, gate: str, up: str, ragged: bool) -> Text:
 
 
 def _product(t: Tuning, fmt: str, ragged: bool) -> Text:
-    return ("decode", "team", "product", "matmul"), {
+    integers = t.dot and fmt not in FLOATS
+    return ("decode", "team", "product", "matmul_dot" if integers else "matmul"), {
         **_decoders(ragged, DECODE=fmt),
+        "CODES": f"codes_{fmt.lower()}",
+        "RUN": 16 if fmt in TWO_SCALES else 32,
+        "HALVES": t.halves,
+        "DOT": t.dot,
         "TILE_TOKENS": t.tile_tokens,
         "TILE_ROWS": t.tile_rows,
         "TILE_DEPTH": t.tile_depth,

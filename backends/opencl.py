@@ -1,4 +1,4 @@
-"""The OpenCL backend: GpuBackend's hooks over PyOpenCL. Needs OpenCL 1.2 and nothing optional of it."""
+"""The OpenCL backend: GpuBackend's hooks over PyOpenCL. Needs OpenCL 1.2; what is optional must be proved first."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from . import opencl_proofs
 from .base import BackendError, BackendUnavailable, DeviceInfo, DeviceOutOfMemory, Probe
 from .blas import BlasProbe, VendorBlas
 from .blas_choice import explain
@@ -23,10 +25,11 @@ from .gpu_blas import record
 from .gpu_memory import Handle
 from .gpu_programs import Kernel, Tuning
 from .kernel_settings import KernelSettings
+from .opencl_proofs import Proofs
 from .program_cache import ProgramCache, default_folder
 
 T = TypeVar("T")
-OPTIONS = ["-cl-std=CL1.2", "-cl-mad-enable"]
+OPTIONS = ["-cl-mad-enable"]
 VENDORS = {0x10DE: "nvidia", 0x1002: "amd", 0x8086: "intel", 0x106B: "apple"}
 VENDOR_WORDS = {"nvidia": "nvidia", "advanced micro": "amd", "amd": "amd", "intel": "intel", "apple": "apple"}
 PENDING = 32  # copies to the device whose host arrays are kept alive
@@ -59,6 +62,8 @@ class OpenCLBackend(GpuBackend):
         self._pending: deque[Any] = deque(maxlen=PENDING)
         self.identity = _identity(self._device)
         super().__init__(device, tuning or _tuning(cl, self._device), kernels)
+        if tuning is None:
+            self._use(replace(self.tuning, **self.proofs().parts))
         self._close = weakref.finalize(self, self._pending.clear)
 
     @classmethod
@@ -88,9 +93,20 @@ class OpenCLBackend(GpuBackend):
             import pyopencl as cl
 
             identity, found = _identity(_devices(cl)[device.index]), find_clblast()
+            cache = ProgramCache(default_folder())
+            proofs = opencl_proofs.known(cache, identity)
+            if proofs is None:
+                opened = cls.open(device)
+                proofs = opened.proofs()
+                opened.close()
         except Exception as error:
             return (f"cannot be asked: {first_line(error)}",)
-        return (explain(found, record(ProgramCache(default_folder()), identity, found).times),)
+        return proofs.describe(), explain(found, record(cache, identity, found).times)
+
+    def proofs(self) -> Proofs:
+        """The optional parts that were proved here, now or by an earlier run."""
+        found = None if self.kernels.recompile else opencl_proofs.known(self.cache, self.identity)
+        return found or opencl_proofs.prove(self, _offered(self._device))
 
     def close(self) -> None:
         super().close()
@@ -161,12 +177,12 @@ class OpenCLBackend(GpuBackend):
 
         def load(binary: bytes) -> Any:
             return self._guarded(
-                "loading a kernel", lambda: self._build(cl.Program(self._context, [self._device], [binary]))
+                "loading a kernel", lambda: self._build(cl.Program(self._context, [self._device], [binary]), text)
             )
 
         def build() -> tuple[bytes, Any]:
             try:
-                program = self._build(cl.Program(self._context, text))
+                program = self._build(cl.Program(self._context, text), text)
             except cl.Error as error:
                 raise BackendError(f"{self.device}: a kernel cannot be built: {_build_log(error)}") from None
             return program.get_info(cl.program_info.BINARIES)[0], program
@@ -179,15 +195,25 @@ class OpenCLBackend(GpuBackend):
     def open_blas(self, found: BlasProbe) -> VendorBlas:
         return CLBlast(found, str(self.device), self._queue.int_ptr, lambda buffer: buffer.int_ptr)
 
-    def _build(self, program: Any) -> Any:
+    def _build(self, program: Any, text: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's remarks
-            return program.build(options=OPTIONS, cache_dir=False)
+            return program.build(options=[standard(text), *OPTIONS], cache_dir=False)
+
+
+def standard(text: str) -> str:
+    """The option that names the language of a program: OpenCL C 1.2, but subgroups as Khronos has them are of 2.0."""
+    return "-cl-std=CL2.0" if "#define SUBGROUPS 1\n" in text else "-cl-std=CL1.2"
 
 
 def _identity(device: Any) -> tuple[str, ...]:
     """What a compiled program depends on beside its text."""
     return (device.name, device.vendor, device.version, device.driver_version, device.platform.version, *OPTIONS)
+
+
+def _offered(device: Any) -> set[str]:
+    """What may be worth a try: the extensions that the driver names, and the vendor."""
+    return {*device.extensions.split(), _vendor(device)}
 
 
 def _devices(cl: Any) -> list[Any]:

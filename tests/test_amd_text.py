@@ -8,6 +8,9 @@ import subprocess
 
 import pytest
 from layerlift.backends.gpu_programs import Tuning, text_of
+from layerlift.backends.opencl import standard
+from layerlift.backends.opencl_proofs import WAYS
+from layerlift.backends.opencl_proofs import text_of as proof_of
 
 GPUS = ("gfx906", "gfx1030", "gfx1100")  # Vega 20, RDNA 2, RDNA 3
 PROGRAMS = (
@@ -19,7 +22,8 @@ PROGRAMS = (
     ("qkv", "Q4_K", "Q4_K", "Q6_K", False),
     ("dense", "Q6_K"),
 )
-FLAGS = ("-x", "cl", "-cl-std=CL1.2", "-O3", "-target", "amdgcn-amd-amdhsa", "-nogpulib", "-S", "-o", "-", "-")
+DOTS = {"gfx906": 3, "gfx1030": 3, "gfx1100": 2}  # which of the prelude's ways to multiply bytes each GPU has
+FLAGS = ("-x", "cl", "-O3", "-target", "amdgcn-amd-amdhsa", "-nogpulib", "-S", "-o", "-", "-")
 CLANGS = (*(f"clang-{version}" for version in range(22, 14, -1)), "clang")  # the newest knows most GPUs
 HEADER = ("-Xclang", "-finclude-default-header")
 
@@ -29,7 +33,7 @@ def compiled(text, gpu):
     clang = next(filter(None, map(shutil.which, CLANGS)), None)
     if clang is None:
         pytest.skip("clang is not installed")
-    command = [clang, *FLAGS, f"-mcpu={gpu}", *HEADER]
+    command = [clang, standard(text), *FLAGS, f"-mcpu={gpu}", *HEADER]
     return subprocess.run(command, input=text, capture_output=True, text=True, timeout=100)
 
 
@@ -40,8 +44,39 @@ def test_every_kernel_builds_and_fits_the_registers(gpu):
     if compiled("kernel void none() {}", gpu).returncode:
         pytest.skip(f"this clang does not know {gpu}")
     for program in PROGRAMS:
-        done = compiled(text_of("opencl", Tuning(), *program), gpu)
-        assert done.returncode == 0, (program, done.stderr[:500])
-        spilled = [int(n) for n in re.findall(r"\.vgpr_spill_count:\s+(\d+)", done.stdout)]
-        # 256 registers a thread are all there are. Calls to the device library, which is not linked here, cost a few.
-        assert max(spilled) <= 32, (program, spilled)
+        fits(gpu, Tuning(), program)
+
+
+def fits(gpu, tuning, program):
+    """The assembly of a program, which must not spill."""
+    done = compiled(text_of("opencl", tuning, *program), gpu)
+    assert done.returncode == 0, (program, done.stderr[:500])
+    spilled = [int(n) for n in re.findall(r"\.vgpr_spill_count:\s+(\d+)", done.stdout)]
+    # 256 registers a thread are all there are. Calls to the device library, which is not linked here, cost a few.
+    assert max(spilled) <= 32, (program, spilled)
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("gpu", GPUS)
+def test_optional_parts_build_and_become_the_instructions_they_are_for(gpu):
+    if compiled("kernel void none() {}", gpu).returncode:
+        pytest.skip(f"this clang does not know {gpu}")
+    dot = Tuning(dot=DOTS[gpu])
+    for fmt in ("Q4_K", "Q6_K", "Q8_0"):
+        assert re.search(r"v_dot4c?_i32_i(u)?8", fits(gpu, dot, ("product", fmt, False))), fmt
+    assert "v_cvt_f16_f32" in fits(gpu, Tuning(halves=1), ("product", "F16", False))
+    assert "sub_group_reduce_add" in fits(gpu, Tuning(subgroups=1), ("qkv", "Q4_K", "Q4_K", "Q6_K", False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpu", GPUS)
+def test_the_proofs_build_where_the_gpu_has_the_part(gpu):
+    if compiled("kernel void none() {}", gpu).returncode:
+        pytest.skip(f"this clang does not know {gpu}")
+    for way in WAYS:
+        done = compiled(proof_of(way), gpu)
+        has = {"cl_khr_fp16": True, "cl_khr_subgroups": True, "amd": way.value == DOTS[gpu]}
+        if way.needs in has:
+            assert (done.returncode == 0) == has[way.needs], (way, done.stderr[:500])

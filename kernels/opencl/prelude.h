@@ -55,6 +55,26 @@ typedef float4 tile4;
 #define TILE_SCALE 1.f
 #endif
 
+// Optional, where backends/opencl_proofs.py has proved it. SUBGROUPS: 1 as Khronos has them, 2 as Intel.
+#if SUBGROUPS == 1
+#pragma OPENCL EXTENSION cl_khr_subgroups : enable
+#elif SUBGROUPS == 2
+#pragma OPENCL EXTENSION cl_intel_subgroups : enable
+#endif
+#define SUBGROUP_SIZE ((int)get_max_sub_group_size())
+#define SUBGROUP_SUM(value) sub_group_reduce_add(value)
+
+// sum + the products of the four signed bytes of a and b. DOT: 1 Khronos, 2 and 3 AMD's from RDNA 3 on and before.
+#if DOT == 1
+#pragma OPENCL EXTENSION cl_khr_integer_dot_product : enable
+#define DOT4(a, b, sum) (dot_4x8packed_ss_int((uint)(a), (uint)(b)) + (sum))
+#elif DOT == 2
+#define DOT4(a, b, sum) __builtin_amdgcn_sudot4(true, a, true, b, sum, false)
+#elif DOT == 3
+#define DOT4(a, b, sum) __builtin_amdgcn_sdot4(a, b, sum, false)
+#endif
+
+#define TO_NEAREST(value) convert_int_rte(value)
 #define EXP exp
 #define TANH tanh
 #define RSQRT rsqrt

@@ -1,12 +1,21 @@
 // A work group is split into teams of `lanes` threads (a power of two); a team sums what its threads hold.
-// Layout: sums[3][GROUP_SIZE], the team's result at its first thread.
+// Layout: sums[3][GROUP_SIZE], the team's result at its first thread. With the macro SUBGROUPS, the threads of a subgroup
+// that fits into a team sum without local memory.
 
 DEVICE void team_sums(LOCAL float *sums, int lanes, float a, float b, float c) {
-  int thread = THREAD;
+  int thread = THREAD, summed = 1;  // neighbours that hold the same sum already
+#if SUBGROUPS
+  if (SUBGROUP_SIZE <= lanes) {
+    summed = SUBGROUP_SIZE;
+    a = SUBGROUP_SUM(a);
+    b = SUBGROUP_SUM(b);
+    c = SUBGROUP_SUM(c);
+  }
+#endif
   sums[thread] = a;
   sums[GROUP_SIZE + thread] = b;
   sums[2 * GROUP_SIZE + thread] = c;
-  for (int half_of = lanes / 2; half_of > 0; half_of /= 2) {
+  for (int half_of = lanes / 2; half_of >= summed; half_of /= 2) {
     BARRIER;
     if (thread % lanes < half_of) {
       sums[thread] += sums[thread + half_of];
