@@ -28,7 +28,8 @@ PARAMETERS = re.compile(r"^KERNEL\(\w+\)\s+(\w+)\(([^)]*)\)", re.MULTILINE)
 
 
 def prelude() -> str:
-    return (FOLDER / "cuda.h").read_text(encoding="utf-8")
+    """In place of kernels/cuda's: the emulator's own stands before every text already."""
+    return "// tests/emulator/cuda.h\n"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Emulator:
 
     def __init__(self, text: str, *, sanitize: bool = False, memory: Memory | None = None):
         self.signatures, self.memory = sources.signatures(text), memory
-        self.waits = "wait_for_predecessors()" in text.replace(prelude(), "")
+        self.waits = "wait_for_predecessors()" in text
         place = [memory.path, str(memory.base), str(memory.nbytes)] if memory else []
         self.driver = Driver([str(_build(text, sanitize)), *place], 0, "", {"ASAN_OPTIONS": "detect_leaks=0"})
 
@@ -88,7 +89,7 @@ def _glue(text: str) -> str:
             arguments.append(f"({kind}){source}[{taken[source]}]")
             taken[source] += 1
         calls.append(f'  if (!strcmp(name, "{name}")) return [] {{ {name}({", ".join(arguments)}); }};')
-    return "static void (*find_kernel(const char *name))() {\n" + "\n".join(calls) + "\n  return nullptr;\n}\n"
+    return "\nstatic void (*find_kernel(const char *name))() {\n" + "\n".join(calls) + "\n  return nullptr;\n}\n"
 
 
 @functools.cache
@@ -104,15 +105,38 @@ def _build(text: str, sanitize: bool) -> Path:
     compiler = shutil.which("g++") or shutil.which("clang++")
     if not compiler or platform.machine() not in ("x86_64", "AMD64") or os.name != "posix":
         pytest.skip("the emulator of CUDA needs a C++ compiler on x86-64 and a POSIX system")
-    source = text + (FOLDER / "driver.h").read_text(encoding="utf-8").replace("// KERNELS", _glue(text))
-    flags = ["-std=c++17", "-w", *(("-O0", *SANITIZERS) if sanitize else ("-O1", "-march=native"))]
-    key = hashlib.sha256("\0".join([compiler, *flags, source]).encode()).hexdigest()[:24]
-    program = _folder() / key
+    flags = ("-std=c++17", "-w", *(("-O0", *SANITIZERS) if sanitize else ("-O1", "-march=native")))
+    source, header = text + _glue(text), _header(compiler, flags)
+    program = _folder() / _key(compiler, *flags, header.name, source)
     if not program.exists():
         with tempfile.TemporaryDirectory(dir=_folder()) as folder:
             path, built = Path(folder) / "text.cpp", Path(folder) / "program"
             path.write_text(source, encoding="utf-8")
-            done = subprocess.run([compiler, *flags, str(path), "-o", str(built)], capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr[:4000]
+            _run([compiler, *flags, "-include", str(header), str(path), "-o", str(built)])
             built.replace(program)
     return program
+
+
+@functools.cache
+def _header(compiler: str, flags: tuple[str, ...]) -> Path:
+    """What stands before every text, compiled ahead: half of the time of a build."""
+    text = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in ("cuda.h", "driver.h"))
+    header = _folder() / f"{_key(compiler, *flags, text)}.h"
+    ahead = header.with_name(f"{header.name}.gch")
+    if not ahead.exists():
+        with tempfile.TemporaryDirectory(dir=_folder()) as folder:
+            path, built = Path(folder) / "header.h", Path(folder) / "header.gch"
+            path.write_text(text, encoding="utf-8")
+            _run([compiler, *flags, "-x", "c++-header", str(path), "-o", str(built)])
+            path.replace(header)
+            built.replace(ahead)
+    return header
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:4000]

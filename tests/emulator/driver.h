@@ -9,7 +9,7 @@ static std::vector<int64_t> integers;
 static std::vector<double> numbers;
 static std::vector<void *> arrays;
 
-// KERNELS
+static void (*find_kernel(const char *name))();  // in the text, made of its kernels' parameters
 
 static void take(void *to, size_t size) {
   if (size && fread(to, 1, size, stdin) != size) exit(3);
