@@ -1,7 +1,8 @@
 """The composites of a GPU backend by the kernels of kernels/cuda. Knows no driver; what has no kernel there is shared.
 
 Steps of up to FEW tokens take the five launches a layer of matvec.h and attend_few.h, which read weights once for all
-tokens. Longer ones multiply on tensor cores, activations rounded to halves (bounds in the kernels' headers).
+tokens. Longer ones multiply on tensor cores, activations rounded to halves (bounds in the kernels' headers). The next
+tokens are chosen by sample.h.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class CudaOps(GpuBackend):
             y = residual or self.empty((t, rows))
             self.run_kernel(
                 self._kernel(program, "project"), program.blocks(rows), 1, x.handle, weight, eps, w.data.handle,
-                handle_of(bias), handle_of(residual), y.handle, rows, None, 0,
+                handle_of(bias), handle_of(residual), y.handle, rows,
             )  # fmt: skip
             return y
         if self._on_tensor_cores(t, w):
@@ -192,7 +193,7 @@ class CudaOps(GpuBackend):
             self._kernel(program, "qkv"), program.blocks(q.shape[0], k.shape[0], v.shape[0]), 1, x.handle,
             norm.weight.handle, norm.eps, q.data.handle, k.data.handle, v.data.handle, handle_of(wq.bias),
             handle_of(wk.bias), handle_of(wv.bias), y.handle, kv.k.handle, kv.v.handle, kv.code, data, layout.rows_at,
-            *turn(layout, rope), kv.head_dim, q.shape[0], k.shape[0], None, 0,
+            *turn(layout, rope), kv.head_dim, q.shape[0], k.shape[0],
         )  # fmt: skip
         return y
 
@@ -211,7 +212,7 @@ class CudaOps(GpuBackend):
         self.run_kernel(
             self._kernel(program, "gated"), program.blocks(rows), 1, x.handle, norm.weight.handle, norm.eps,
             gate.data.handle, up.data.handle, handle_of(w_gate.bias), handle_of(w_up.bias), y.handle,
-            ACTIVATIONS[activation], rows, None, 0,
+            ACTIVATIONS[activation], rows,
         )  # fmt: skip
         return y
 

@@ -45,13 +45,11 @@ def check_project(fmt, columns, tokens, rows=37, *, sanitize=False):
     inputs = [read_only(a) for a in (x, norm, bias, residual)]
     with emulator(program, sanitize=sanitize) as e:
         x_, norm_, bias_, residual_ = inputs
-        e.launch(
-            "project", grid, program.threads, x_, norm_, EPS, planes, bias_, residual_, y, rows, planes, len(planes)
-        )
+        e.launch("project", grid, program.threads, x_, norm_, EPS, planes, bias_, residual_, y, rows)
         want = exact_norm(x, norm, EPS) @ w.T + bias + residual
         close(y, want)
         y = poisoned(tokens, rows)
-        e.launch("project", grid, program.threads, x_, None, 0.0, planes, None, None, y, rows, None, 0, seed=9)
+        e.launch("project", grid, program.threads, x_, None, 0.0, planes, None, None, y, rows, seed=9)
         close(y, x.astype(np.float64) @ w.T)
 
 
@@ -89,7 +87,7 @@ def check_gated(fmt, columns, tokens, rows, activation, *, sanitize=False):
     with emulator(program, sanitize=sanitize) as e:
         e.launch(
             "gated", (program.blocks(rows), 1), program.threads, read_only(x), read_only(norm), EPS, gate, up,
-            read_only(bias), None, y, ACTIVATIONS[activation], rows, None, 0,
+            read_only(bias), None, y, ACTIVATIONS[activation], rows,
         )  # fmt: skip
     n = exact_norm(x, norm, EPS)
     close(y, exact_activation(n @ w_gate.T + bias, activation) * (n @ w_up.T))
@@ -123,7 +121,7 @@ def check_qkv(formats, columns, tokens, style, *, head_dim=16, n_dims=12, dtype=
         e.launch(
             "qkv", (program.blocks(*rows), 1), program.threads, read_only(x), read_only(norm), eps,
             *(planes for planes, _ in ws), *(read_only(b) for b in biases), q, k, v, code, read_only(layout.words),
-            layout.rows_at, *layout.ropes[id(rope)], n_dims, style == "neox", head_dim, rows[0], rows[1], None, 0,
+            layout.rows_at, *layout.ropes[id(rope)], n_dims, style == "neox", head_dim, rows[0], rows[1],
         )  # fmt: skip
     n = exact_norm(x, norm, eps)
     want = [n @ w.T + b for (_, w), b in zip(ws, biases, strict=True)]

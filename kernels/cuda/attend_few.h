@@ -8,7 +8,8 @@
 // step, first_at, seen_at: the step's data (backends/gpu_step.py). Macros: HEAD_DIM (a multiple of 8, 16 to 256),
 // QUERIES (1 to 4), CACHE_DTYPE (0 f16, 1 bf16, 2 f32), WARPS, SPLIT_ROWS.
 // parts: [tokens, heads, splits, HEAD_DIM + 2] f32; counters: [tokens, heads / QUERIES] int32, 0 before the first launch.
-// Both may be null with splits = 1. next: as in project.h.
+// Both may be null with splits = 1. next: `next_nbytes` of weights that the kernel behind this one reads first, or null:
+// attention reads little of its own, so that they can be on their way.
 // Numerics: f32 throughout; softmax by powers of two, its running maximum common to the rows of a turn.
 
 #define THREADS (32 * WARPS)

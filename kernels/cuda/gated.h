@@ -1,11 +1,10 @@
 // y = activation(norm(x) @ gate.T + bias) * (norm(x) @ up.T + bias) for a few tokens: a warp makes two outputs.
 // gate and up have one format. Launch: x = ceil(rows / (ROWS_AT_ONCE / 2 * WARPS / SPLIT_W)) blocks of THREADS.
-// Macros: matvec.h's, FORMAT_W, SPLIT_W. next: as in project.h.
+// Macros: matvec.h's, FORMAT_W, SPLIT_W.
 
 KERNEL(THREADS)
 gated(GLOBAL const float *x, GLOBAL const float *norm, float eps, GLOBAL const u8 *w_gate, GLOBAL const u8 *w_up,
-      GLOBAL const float *bias_gate, GLOBAL const float *bias_up, GLOBAL float *y, int activation, int rows,
-      GLOBAL const u8 *next, i64 next_nbytes) {
+      GLOBAL const float *bias_gate, GLOBAL const float *bias_up, GLOBAL float *y, int activation, int rows) {
   SHARED_FOR_MATVEC(shared);
   let_successors_start();
   constexpr int HALF = ROWS_AT_ONCE / 2, HERE = WARPS / SPLIT_W * HALF;
@@ -19,7 +18,6 @@ UNROLL
     row[r] = row[HALF + r] = first + r < rows ? first + r : rows - 1;
   }
   products<FORMAT_W, SPLIT_W>(ws, row, (i64)rows * (COLUMNS / 32), x, norm, shared);
-  prefetch_share(next, next_nbytes);
   for (int i = THREAD; i < HERE * TOKENS; i += THREADS) {
     int in_block = i % HERE, token = i / HERE, at_row = BLOCK_X * HERE + in_block;
     if (at_row < rows) {

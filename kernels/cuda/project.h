@@ -1,10 +1,9 @@
 // y = norm(x) @ w.T + bias + residual for a few tokens; norm, bias and residual may be missing (null). y may be residual.
 // Launch: x = ceil(rows / (ROWS_AT_ONCE * WARPS / SPLIT_W)) blocks of THREADS. Macros: matvec.h's, FORMAT_W, SPLIT_W.
-// next: `next_nbytes` of weights that the kernel behind this one reads first, or null.
 
 KERNEL(THREADS)
 project(GLOBAL const float *x, GLOBAL const float *norm, float eps, GLOBAL const u8 *w, GLOBAL const float *bias,
-        GLOBAL const float *residual, GLOBAL float *y, int rows, GLOBAL const u8 *next, i64 next_nbytes) {
+        GLOBAL const float *residual, GLOBAL float *y, int rows) {
   SHARED_FOR_MATVEC(shared);
   let_successors_start();
   int first = (BLOCK_X * (WARPS / SPLIT_W) + WARP / SPLIT_W) * ROWS_AT_ONCE;
@@ -16,7 +15,6 @@ UNROLL
     row[r] = first + r < rows ? first + r : rows - 1;
   }
   products<FORMAT_W, SPLIT_W>(ws, row, (i64)rows * (COLUMNS / 32), x, norm, shared);
-  prefetch_share(next, next_nbytes);
   for (int i = THREAD; i < WARPS / SPLIT_W * OUTCOMES; i += THREADS) {
     int in_block = i % (WARPS / SPLIT_W * ROWS_AT_ONCE), token = i / (WARPS / SPLIT_W * ROWS_AT_ONCE);
     int at_row = BLOCK_X * (WARPS / SPLIT_W * ROWS_AT_ONCE) + in_block;

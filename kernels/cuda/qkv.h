@@ -26,7 +26,7 @@ KERNEL(THREADS)
 qkv(GLOBAL const float *x, GLOBAL const float *norm, float eps, GLOBAL const u8 *wq, GLOBAL const u8 *wk,
     GLOBAL const u8 *wv, GLOBAL const float *bias_q, GLOBAL const float *bias_k, GLOBAL const float *bias_v,
     GLOBAL float *q, GLOBAL u8 *k_cache, GLOBAL u8 *v_cache, int dtype, GLOBAL const int *step, int rows_at, int cos_at,
-    int sin_at, int n_dims, int neox, int head_dim, int rows_q, int rows_kv, GLOBAL const u8 *next, i64 next_nbytes) {
+    int sin_at, int n_dims, int neox, int head_dim, int rows_q, int rows_kv) {
   SHARED_FOR_MATVEC(shared);
   let_successors_start();
   constexpr int BLOCK_Q = WARPS / SPLIT_Q * ROWS_AT_ONCE, BLOCK_K = WARPS / SPLIT_K * ROWS_AT_ONCE;
@@ -42,7 +42,6 @@ qkv(GLOBAL const float *x, GLOBAL const float *norm, float eps, GLOBAL const u8 
     which = 2, rows = rows_kv, split = SPLIT_V, block -= blocks_q + blocks_k;
     two_pairs<FORMAT_V, SPLIT_V>(block, wv, rows_kv, 0, neox, head_dim, x, norm, shared);
   }
-  prefetch_share(next, next_nbytes);
   int pairs_here = WARPS / split * 2;
   for (int i = THREAD; i < pairs_here * TOKENS; i += THREADS) {
     int in_block = i % pairs_here, token = i / pairs_here, pair = block * pairs_here + in_block;
