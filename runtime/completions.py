@@ -1,12 +1,32 @@
-"""Shell completions and the man page, made from the table of flags. Knows nothing of what a flag brings about."""
+"""Shell completions and the man page, made from the table of flags. Knows nothing of what a flag brings about.
+
+The build writes them where shells and man look: `python -m runtime.completions FOLDER`, in the source tree.
+"""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 from . import usage
 from .flags import COMMANDS, MODES, Flag, flags_of
 
 TALKING = tuple(mode for mode in MODES if mode not in COMMANDS)  # chosen by a flag, not by a word
 SHELLS = ("bash", "zsh", "fish")
+PLACES = {  # below `share`
+    "bash": "bash-completion/completions/layerlift",
+    "zsh": "zsh/site-functions/_layerlift",
+    "fish": "fish/vendor_completions.d/layerlift.fish",
+    "man": "man/man1/layerlift.1",
+}
+
+
+def write(share: Path) -> None:
+    """Writes the man page and every shell's script to their places below the folder `share`."""
+    for name, place in PLACES.items():
+        file = share / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(man_page() if name == "man" else completion(name), "utf-8")
 
 
 def _flags(mode: str) -> list[Flag]:
@@ -87,7 +107,7 @@ _layerlift() {{
         {specs("")} ;;
   esac
 }}
-compdef _layerlift layerlift
+if [ "$funcstack[1]" = _layerlift ]; then _layerlift "$@"; else compdef _layerlift layerlift; fi
 """
 
 
@@ -135,3 +155,7 @@ def man_page() -> str:
             lines += [".TP", f".B {plain(', '.join(flag.names) + value)}", plain(flag.help)]
     lines += [".SH EXIT STATUS", "0 done, 1 failed, 2 wrong usage, 130 interrupted"]
     return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

@@ -54,7 +54,8 @@ SHORT = {
 
 def usage(mode: str, *, whole: bool = True) -> str:
     """The help of a mode; modes that share their flags have one in common, which is short unless `whole`."""
-    lines = ["usage:", *(f"  {line}" for line in EXAMPLES["chat" if mode in SHARED else mode])]
+    lines = [] if mode in SHARED else [f"layerlift {mode}: {COMMANDS[mode]}", ""]
+    lines += ["usage:", *(f"  {line}" for line in EXAMPLES["chat" if mode in SHARED else mode])]
     if mode in SHARED:
         lines += ["", "commands (layerlift COMMAND --help says more):"]
         lines += [_entry(f"layerlift {name}", text) for name, text in COMMANDS.items()]
@@ -63,8 +64,8 @@ def usage(mode: str, *, whole: bool = True) -> str:
     for flag in _listed(mode):
         if is_short and (flag.dest not in SHORT or (flag.dest == "model" and "-m" not in flag.names)):
             continue
-        if flag.group != group:
-            group = flag.group
+        if _group(flag, mode) != group:
+            group = _group(flag, mode)
             lines += ["", f"{group}:"]
         lines.append(_entry(_signature(flag), flag.help + _default(flag, mode)))
     if is_short:
@@ -73,12 +74,20 @@ def usage(mode: str, *, whole: bool = True) -> str:
 
 
 def _listed(mode: str) -> list[Flag]:
-    """A mode's flags; for the help in common, those of chat and then what only the others have, group by group."""
+    """A mode's flags: a command's own, those it shares, then help; for modes with one help in common, by groups."""
     if mode not in SHARED:
-        return list(flags_of(mode))
+        return sorted(flags_of(mode), key=lambda flag: (flag.group == "mode", not flag.group.startswith(mode)))
     both = {flag: None for each in SHARED for flag in flags_of(each)}
     order = list(dict.fromkeys(flag.group for flag in both))
     return sorted(both, key=lambda flag: order.index(flag.group))
+
+
+def _group(flag: Flag, mode: str) -> str:
+    """The heading that a flag stands under: a command has one for its own, whichever modes it shares them with."""
+    if mode in SHARED:
+        return flag.group
+    own = [each.group for each in flags_of(mode) if each.group.startswith(mode)]
+    return "help" if flag.group == "mode" else own[0] if own else "flags"
 
 
 def _signature(flag: Flag) -> str:

@@ -35,11 +35,19 @@ def test_version_is_one_line_on_stdout(capsys):
     assert capsys.readouterr().out == f"layerlift {__version__}\n"
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["--cli", "-h"], ["bench", "--help"], ["pull", "-h"]])
-def test_help_goes_to_stdout(capsys, argv):
+@pytest.mark.parametrize(
+    ("argv", "first"),
+    [
+        (["--help"], "usage:"),
+        (["--cli", "-h"], "usage:"),
+        (["bench", "--help"], "layerlift bench: measure tokens per second"),
+        (["pull", "-h"], "layerlift pull: fetch a model"),
+    ],
+)
+def test_help_goes_to_stdout(capsys, argv, first):
     assert main(argv) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("usage:")
+    assert out.startswith(first + "\n")
     assert err == ""
 
 

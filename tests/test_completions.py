@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from layerlift.runtime.cli import main
-from layerlift.runtime.completions import SHELLS, completion, man_page
+from layerlift.runtime.completions import PLACES, SHELLS, completion, man_page
 from layerlift.runtime.flags import COMMANDS, FLAGS
 
 
@@ -55,6 +57,29 @@ def test_the_man_page_has_every_flag_and_command():
     text = man_page().replace("\\-", "-")
     assert all(name in text for flag in FLAGS for name in flag.names)
     assert all(f"layerlift {command}" in text for command in COMMANDS)
+
+
+def test_the_build_writes_them_with_nothing_installed(tmp_path):
+    root = Path(__file__).resolve().parent.parent
+    subprocess.run([sys.executable, "-S", "-m", "runtime.completions", str(tmp_path)], cwd=root, check=True)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    found = {path.relative_to(tmp_path).as_posix(): path.read_text("utf-8") for path in files}
+    assert found == {place: man_page() if name == "man" else completion(name) for name, place in PLACES.items()}
+
+
+def test_zsh_finds_and_runs_its_script(tmp_path):
+    if not shutil.which("zsh"):
+        pytest.skip("zsh is not here")
+    pexpect = pytest.importorskip("pexpect")
+    (tmp_path / "_layerlift").write_text(completion("zsh"))
+    child = pexpect.spawn("zsh", ["-f", "-i"], encoding="utf-8", timeout=20, env={"TERM": "dumb", "PS1": "> "})
+    try:
+        child.sendline(f"fpath=({tmp_path} $fpath); autoload -Uz compinit; compinit -u -D; echo rea''dy")
+        child.expect("ready")
+        child.send("layerlift convert --outt\t")
+        child.expect("--outtype")
+    finally:
+        child.close(force=True)
 
 
 def test_an_unknown_shell_is_refused(capsys):

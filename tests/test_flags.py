@@ -39,6 +39,16 @@ def test_the_help_names_every_flag_of_its_mode(mode):
     assert all(len(line) <= 110 for line in text.splitlines())
 
 
+@pytest.mark.parametrize("mode", COMMANDS)
+def test_a_commands_help_has_its_own_flags_under_one_heading_and_fits_on_a_screen(mode):
+    lines = usage(mode).splitlines()
+    headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert lines[0] == f"layerlift {mode}: {COMMANDS[mode]}"
+    assert len(headings) <= 3
+    assert (headings[0], headings[-1]) == ("usage:", "help:")
+    assert len(lines) <= 50
+
+
 def test_the_main_help_names_every_command():
     assert all(f"layerlift {command}" in usage("chat") for command in COMMANDS)
 
