@@ -1,8 +1,10 @@
-"""How fast the server is for one client and for many: `python -m layerlift.bench.server [--url URL] [--clients 4]`.
+"""How fast the server is for one client and for many, and whether each gets its own answer:
+`python -m layerlift.bench.server [--clients 1,64] [--peer-python PYTHON] [--save] [flags of layerlift --server]`.
 
-Starts `layerlift --server` with the default model unless --url names a server of OpenAI's API, and prints a line for
-each number of clients: tokens a second of all, time to the first token, and time between two tokens (median and 99th
-percentile, milliseconds).
+Starts `layerlift --server` (with --peer-python, llama-cpp-python's server in that Python) and has clients ask
+--requests prompts at temperature 0; a single client asks --alone of them. Each prompt holds a number of its own, so
+that a mix-up of answers shows. With --texts FILE, answers of a single client are kept there and those of many compared.
+"own µs" is the processor time of a generated token in all threads of the server that do not compute.
 """
 
 from __future__ import annotations
@@ -11,122 +13,159 @@ import argparse
 import json
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import clients
+from .machine import describe_machine, save
+
+COLUMNS = (
+    "server",
+    "clients",
+    "answered",
+    "as alone",
+    "mixed up",
+    "tokens/s",
+    "first ms",
+    "between ms",
+    "p99 ms",
+    "own µs",
+)
 
 
-@dataclass
-class Answer:
-    """Seconds to the first piece, seconds between pieces, and tokens as the server counts them."""
-
-    first: float = 0.0
-    between: list[float] = field(default_factory=list)
-    tokens: int = 0
+def prompts(count: int) -> list[str]:
+    """Texts that each hold a number of their own, which a model is led to repeat."""
+    return [f"The number of ticket {i} is {canary(i)}. Once more, the number is" for i in range(count)]
 
 
-def ask(url: str, model: str, prompt: str, tokens: int) -> Answer:
-    """One streamed completion at temperature 0."""
-    body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
-    body |= {"stream_options": {"include_usage": True}, "ignore_eos": True}
-    head = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), head)
-    answer, last = Answer(), time.perf_counter()
-    started, pieces = last, 0
-    with urllib.request.urlopen(request, timeout=600) as response:
-        for line in response:
-            if not line.startswith(b"data: {"):
-                continue
-            event = json.loads(line[6:])
-            if event.get("usage"):
-                answer.tokens = event["usage"]["completion_tokens"]
-            if not event.get("choices") or not event["choices"][0].get("text"):
-                continue
-            now = time.perf_counter()
-            if pieces:
-                answer.between.append(now - last)
-            else:
-                answer.first = now - started
-            pieces, last = pieces + 1, now
-    answer.tokens = answer.tokens or pieces
-    return answer
+def canary(i: int) -> str:
+    return str(100_000 + i * 7919 % 900_000)
 
 
-def measure(url: str, model: str, clients: int, turns: int, tokens: int) -> dict[str, float]:
-    """`clients` at once ask `turns` questions each."""
-    answers: list[Answer] = []
-    failed: list[BaseException] = []
+def thread_seconds(pid: int) -> list[float]:
+    """Processor time of each thread of a process, its first thread first (Linux; elsewhere nothing)."""
+    threads = sorted(Path(f"/proc/{pid}/task").glob("*/schedstat"), key=lambda path: int(path.parent.name))
+    return [int(path.read_text().split()[0]) / 1e9 for path in threads]
 
-    def work(client: int) -> None:
-        try:
-            for turn in range(turns):
-                prompt = f"Client {client} asks in turn {turn}: tell me about the number {client * 100 + turn}."
-                answers.append(ask(url, model, prompt, tokens))
-        except BaseException as error:
-            failed.append(error)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(clients)]
-    started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    seconds = time.perf_counter() - started
-    if failed:
-        raise failed[0]
-    between = sorted(gap for answer in answers for gap in answer.between)
-    firsts = sorted(answer.first for answer in answers)
+def own_seconds(before: Sequence[float], after: Sequence[float], computing: int) -> float:
+    """Processor time of the server's own threads: all but those `computing`, which take the most of it."""
+    spent = [b - a for a, b in zip([*before, *[0.0] * len(after)], after, strict=False)]
+    return spent[0] + sum(sorted(spent[1:])[:-computing]) if spent else 0.0
+
+
+def measure(
+    name: str, url: str, pid: int, asked: Sequence[str], count: int, tokens: int, texts: dict[str, str], threads: int
+) -> dict[str, Any]:
+    """A row of the table. Answers that are not in `texts` yet are put there, those that are must be equal."""
+    before = thread_seconds(pid)
+    run = clients.run(url, asked, count, tokens)
+    own = own_seconds(before, thread_seconds(pid), threads)
+    for line in run.failed[:3]:
+        print(line, file=sys.stderr)
+    known = [prompt for prompt in run.answers if prompt in texts]
+    same = sum(run.answers[prompt].text == texts[prompt] for prompt in known)
+    if count == 1:
+        texts.update({prompt: answer.text for prompt, answer in run.answers.items()})
+    numbers = {canary(i): prompt for i, prompt in enumerate(prompts(len(asked)))}
+    mixed = sum(n in answer.text for n, p in numbers.items() for prompt, answer in run.answers.items() if prompt != p)
+    generated = sum(answer.tokens for answer in run.answers.values())
     return {
-        "clients": clients,
-        "answers": len(answers),
-        "tokens/s": sum(answer.tokens for answer in answers) / seconds,
-        "first ms": 1000 * firsts[len(firsts) // 2],
-        "between ms": 1000 * between[len(between) // 2],
-        "between p99 ms": 1000 * between[min(len(between) * 99 // 100, len(between) - 1)],
+        "server": name,
+        "clients": count,
+        "answered": f"{len(run.answers)} of {len(asked)}",
+        "as alone": f"{same} of {len(known)}" if known and count > 1 else "",
+        "mixed up": mixed,
+        "tokens/s": round(run.tokens_per_second, 1),
+        "first ms": round(1000 * run.first(50)),
+        "between ms": round(1000 * run.between(50), 1),
+        "p99 ms": round(1000 * run.between(99), 1),
+        "own µs": round(1e6 * own / generated) if own and name == "layerlift" else "",
     }
 
 
 @contextmanager
-def server(flags: list[str]) -> Iterator[str]:
-    """A layerlift server of its own."""
-    command = [sys.executable, "-m", "layerlift", "--server", "--nobrowser", *flags]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+def started(command: list[str], url: str | None = None) -> Iterator[tuple[str, int]]:
+    """Where a server of its own answers, and its process; it says so itself where `url` is None."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE if url is None else subprocess.DEVNULL, text=True)
     try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("listening at "):
-                yield line.split()[2].rstrip("/")
-                return
-        raise SystemExit("the server did not start")
+        if url is None:
+            assert process.stderr is not None
+            said = next((line for line in process.stderr if line.startswith("listening at ")), "")
+            if not said:
+                raise SystemExit("the server did not start")
+            url = said.split()[2].rstrip("/")
+        _wait(f"{url}/v1/models")
+        yield url, process.pid
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(20)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--url", help="a server that runs already")
-    parser.add_argument("--model", default="default", help="the model's name for a server that asks for one")
-    parser.add_argument("--clients", default="1,4")
-    parser.add_argument("--turns", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=64)
-    options, flags = parser.parse_known_args()
+def _wait(url: str, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"nothing answers at {url}") from None
+            time.sleep(0.2)
 
-    def run(url: str) -> None:
-        ask(url, options.model, "Warm up", 4)
-        for clients in map(int, options.clients.split(",")):
-            row = measure(url, options.model, clients, options.turns, options.tokens)
-            print("  ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
 
-    if options.url:
-        run(options.url.rstrip("/"))
-        return
-    with server(flags) as url:
-        run(url)
+def peer_command(python: str, model: str, threads: int, port: int) -> list[str]:
+    """llama-cpp-python's server. It answers one request at a time; another must not cut that one short."""
+    flags = ["--n_ctx", "8192", "--n_threads", str(threads), "--interrupt_requests", "false", "--port", str(port)]
+    return [python, "-m", "llama_cpp.server", "--model", model, *flags]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(str(row[name]) for name in COLUMNS) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    p = argparse.ArgumentParser(prog="layerlift.bench.server", description=(__doc__ or "").splitlines()[0])
+    p.add_argument("-m", "--model", help="GGUF file (default: the default model)")
+    p.add_argument("--clients", default="1,64", help="how many at once, one row each")
+    p.add_argument("--requests", type=int, default=1280)
+    p.add_argument("--alone", type=int, default=160, help="how many of them a single client asks")
+    p.add_argument("--tokens", type=int, default=12, help="of each answer")
+    p.add_argument("-t", "--threads", type=int, default=2)
+    p.add_argument("--texts", type=Path, help="JSON file of a single client's answers")
+    p.add_argument("--peer-python", help="measure the server of the llama-cpp-python in this Python instead")
+    p.add_argument("--save", action="store_true", help="keep the rows in bench/results")
+    a, flags = p.parse_known_args(argv)
+    from ..runtime.sources import resolve
+
+    model, texts = str(resolve(a.model)), {}
+    if a.texts and a.texts.exists():
+        texts = json.loads(a.texts.read_text("utf-8"))
+    ours = [sys.executable, "-m", "layerlift", "--server", "--nobrowser", "-m", model, "-t", str(a.threads), *flags]
+    port = 8765
+    command = peer_command(a.peer_python, model, a.threads, port) if a.peer_python else ours
+    name = "llama-cpp-python" if a.peer_python else "layerlift"
+    rows = []
+    for count in map(int, a.clients.split(",")):  # each with a server of its own, which knows none of the prompts yet
+        with started(command, f"http://127.0.0.1:{port}" if a.peer_python else None) as (url, pid):
+            clients.run(url, ["Warm up"], 1, 4)
+            step = max(1, a.requests // a.alone) if count == 1 else 1
+            asked = prompts(a.requests)[::step]
+            rows.append(measure(name, url, pid, asked, count, a.tokens, texts, a.threads))
+            print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
+    if a.texts:
+        a.texts.write_text(json.dumps(texts), "utf-8")
+    print(table(rows))
+    if a.save:
+        print(save(f"server-{name}", rows, machine=describe_machine()))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

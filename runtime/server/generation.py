@@ -236,14 +236,12 @@ class Generation(AsyncIterator[Answer]):
         self.generated = 0
         self._service = service
         self._reader = prepared.tools.reader() if prepared.tools else None
-        self._mail = _Mailbox(asyncio.get_running_loop())
+        self._mail = _Mailbox(asyncio.get_running_loop(), service.settings.timeout)
         self._out: deque[Answer] = deque()
         self._ended = self._called = False
         self._cached = self._evaluated = 0
         self.started = time.perf_counter()
         self._first = self._last = 0.0
-        timeout = service.settings.timeout
-        self._deadline = self.started + timeout if timeout else float("inf")
         self._stream = service.engine.submit(prepared.request, self._mail.put)
         self.number = service.enter(self)
 
@@ -255,7 +253,7 @@ class Generation(AsyncIterator[Answer]):
             if self._ended:
                 raise StopAsyncIteration
             try:
-                event = await self._mail.get(self._deadline)
+                event = await self._mail.get()
                 if isinstance(event, BaseException):
                     self._service.metrics.failed += 1
                     raise event
@@ -268,10 +266,14 @@ class Generation(AsyncIterator[Answer]):
     def close(self) -> None:
         """Ends the answer; its slot is free at the engine's next step. Harmless when it has ended."""
         if not self._ended:
-            self._ended = True
+            self._leave()
             self._stream.cancel()
             self._service.metrics.cancelled += 1
-            self._service.leave(self.number)
+
+    def _leave(self) -> None:
+        self._ended = True
+        self._mail.close()
+        self._service.leave(self.number)
 
     @property
     def timings(self) -> Timings:
@@ -330,8 +332,7 @@ class Generation(AsyncIterator[Answer]):
         self._out.append(
             End(reason, self.prompt_tokens, done.timings, done.stop, done.eog, done.prompt_logprobs, done.embedding)
         )
-        self._ended = True
-        self._service.leave(self.number)
+        self._leave()
 
 
 class TimeUp(LayerliftError):
@@ -339,13 +340,14 @@ class TimeUp(LayerliftError):
 
 
 class _Mailbox:
-    """Hands the engine's events to the event loop. `put` may be called by any thread."""
+    """Hands the engine's events to the event loop. `put` may be called by any thread. `seconds` 0 is no limit."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop):
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float):
         self._loop = loop
         self._events: deque[Event | BaseException] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._told = False
+        self._alarm = loop.call_later(seconds, self._late) if seconds else None
 
     def put(self, event: Event | BaseException) -> None:
         self._events.append(event)
@@ -361,18 +363,19 @@ class _Mailbox:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def get(self, deadline: float) -> Event | BaseException:
-        """The next event. Raises TimeUp at `deadline`, in the seconds of perf_counter."""
+    def _late(self) -> None:
+        self.put(TimeUp("the request took longer than --timeout allows"))
+
+    async def get(self) -> Event | BaseException:
+        """The next event; TimeUp when the time is over."""
         while not self._events:
-            left = deadline - time.perf_counter()
-            if left <= 0:
-                raise TimeUp("the request took longer than --timeout allows")
             self._waiter = self._loop.create_future()
-            handle = None if left == float("inf") else self._loop.call_later(left, self._wake)
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-                if handle is not None:
-                    handle.cancel()
         return self._events.popleft()
+
+    def close(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
