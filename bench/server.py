@@ -93,17 +93,20 @@ def started(command: list[str], url: str | None = None) -> Iterator[tuple[str, i
     """Where a server of its own answers, and its process; it says so itself where `url` is None."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE if url is None else subprocess.DEVNULL, text=True)
     try:
-        if url is None:
-            assert process.stderr is not None
-            said = next((line for line in process.stderr if line.startswith("listening at ")), "")
-            if not said:
-                raise SystemExit("the server did not start")
-            url = said.split()[2].rstrip("/")
-        _wait(f"{url}/v1/models")
-        yield url, process.pid
+        where = url or _said(process)
+        _wait(f"{where}/v1/models")
+        yield where, process.pid
     finally:
         process.terminate()
         process.wait(20)
+
+
+def _said(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    line = next((line for line in process.stderr if line.startswith("listening at ")), "")
+    if not line:
+        raise SystemExit("the server did not start")
+    return line.split()[2].rstrip("/")
 
 
 def _wait(url: str, seconds: float = 60.0) -> None:
