@@ -18,7 +18,7 @@ from layerlift.runtime.pack_bundle import gather
 from layerlift.runtime.pack_manifest import ALIGNMENT, PackError
 from layerlift.runtime.pack_verify import verify
 from packing import killed_while_packing
-from test_server_process import started
+from serverprocess import started
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -17,6 +17,10 @@ LL_API void ll_close(ll_context*);
 LL_API const char* ll_isa(const ll_context*);
 LL_API int ll_threads(const ll_context*);
 
+// Puts every thread of the process under a Landlock ruleset, the calling one last, with no new privileges from then on.
+// 0, or the error number of a thread that could not; others are restricted then.
+LL_API int ll_restrict_threads(int ruleset);
+
 // Zeroed memory in whole pages, huge ones where the system has them; committed as it is written. NULL: out of memory.
 LL_API void* ll_alloc(size_t nbytes);
 LL_API void ll_free(void*, size_t nbytes);
