@@ -1,4 +1,4 @@
-"""Keeps the process that renders chat templates: starts it, asks it, ends it when a template does not end.
+"""Keeps the process that renders chat templates: starts it, asks it, ends a template that does not end by itself.
 
 Knows frames and deadlines, nothing of messages. template_worker.py is the other side.
 """
@@ -25,7 +25,7 @@ FUEL = 5_000_000  # instructions and characters that minijinja counts, plus a mu
 
 
 class Sandbox:
-    """One process, started at the first rendering and again after a template has ended it. Thread-safe."""
+    """One process, started at the first rendering and again should it have ended. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -88,7 +88,7 @@ class Sandbox:
     def _ask(self, process: subprocess.Popen[bytes], message: dict[str, Any], seconds: float) -> dict[str, Any]:
         frame = json.dumps(message).encode()
         send, receive = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
-        fence = threading.Timer(seconds, process.kill)
+        fence = threading.Timer(seconds, process.terminate)
         fence.daemon = True
         fence.start()
         try:
@@ -97,7 +97,8 @@ class Sandbox:
             head = receive.read(4)
             data = receive.read(struct.unpack(">I", head)[0]) if len(head) == 4 else b""
             if data:
-                return json.loads(data)
+                answer = json.loads(data)
+                return {"error": self._verdict(answer["ended"])} if "ended" in answer else answer
         except (OSError, ValueError):
             pass  # it died, or was killed in the middle of an answer
         except BaseException:

@@ -3,10 +3,14 @@
 Runs as a program with nothing of layerlift imported. Frames on stdin and stdout are a 4-byte length (big-endian) and
 JSON. The first frame in is {"path": sys.path}; each later one is a job {source, context, now, fuel, seconds, nbytes},
 answered by {"text"} or {"error"}. A job that takes too much processor time or memory, or overflows the stack, ends
-the process; `template.py` reads the reason from how it ended.
+the process; sandbox.py reads the reason from how it ended.
+
+Where the system has forks, jobs are done in a child, and what ended it is answered as {"ended": status}: the next child
+needs no program to be started, which a confined server cannot do. SIGTERM ends the job at hand.
 """
 
 import json
+import os
 import re
 import signal
 import struct
@@ -96,6 +100,27 @@ def answer(minijinja, job):
     return {"text": text}
 
 
+def go_on_in_a_child(write):
+    """Returns in a child process, and in a new one whenever a job has ended the last."""
+    child = 0
+
+    def end_job(*_):
+        if child:
+            os.kill(child, signal.SIGKILL)
+
+    while True:
+        signal.signal(signal.SIGTERM, end_job)
+        child = os.fork()
+        if not child:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            return
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        child = 0
+        if status == 0:
+            sys.exit()  # nobody asks any more
+        write({"ended": status})
+
+
 def main():
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the chat
     receive, send = sys.stdin.buffer, sys.stdout.buffer
@@ -123,6 +148,8 @@ def main():
     except (ImportError, OSError, ValueError):
         pass
     write({"ready": True})
+    if hasattr(os, "fork"):
+        go_on_in_a_child(write)
     while (job := read()) is not None:
         write(answer(minijinja, job))
 
