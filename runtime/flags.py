@@ -305,6 +305,8 @@ def _table() -> tuple[Flag, ...]:
          Kind("ORIGIN,…", _keys), ())
     flag("--nobrowser", "browser", "open no browser", default=True, value=False)
     flag("--no-ui", "ui", "serve no web page", default=True, value=False)
+    flag("--unsecure", "confined", "do not confine the server once its model is loaded (only servers on the CPU are)",
+         default=True, value=False, modes=ANSWERS)
     flag("-np --parallel", "slots", "requests answered at once; others wait", integer(low=1), 4)
     flag("--queue", "queue", "requests that may wait; more are refused with 429", integer(low=0), 256)
     flag("--timeout", "timeout", "seconds a request may take; 0: no limit", integer(low=0), 600)

@@ -26,7 +26,6 @@ UNNEEDED = _table(
     ("--no-mmap --mmap -mmp", "maybe", "the file is mapped, and its pages are given back once they are loaded"),
     ("--mlock", "none", "the system decides which pages stay"),
     ("-fa --flash-attn", "maybe", "attention never writes its whole matrix out"),
-    ("--unsecure", "none", "the process does not confine itself, so that there is nothing to turn off"),
     ("--jinja", "none", "the model's own chat template is always run"),
     ("--numa", "one", "threads and memory are placed by the system"),
     ("-nkvo --no-kv-offload -kvo --kv-offload", "none", "each layer's cache lies where the layer is"),

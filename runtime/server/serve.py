@@ -12,11 +12,13 @@ import webbrowser
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ..confinement import confine
 from ..errors import LayerliftError, UserError
 from ..startup import open_engine, read_text, sampling_of
 
 if TYPE_CHECKING:
     from ..arguments import Options
+    from ..engine import Engine
     from ..terminal import Terminal
 
 PORT = 8080
@@ -107,7 +109,16 @@ async def _run(options: Options, terminal: Terminal, listener: socket.socket, ke
         show_slots=options.show_slots,
         template=options.chat_template,
     )
-    service = Service(lambda: open_engine(options, terminal, slots=options.slots), settings)
+    url = _url(listener)
+
+    def loaded(engine: Engine) -> None:
+        if options.ui and options.browser and terminal.stderr.isatty():
+            _open_browser(url)
+        if options.confined and not any(stage.device.is_gpu for stage in engine.model.plan.stages):
+            for line in confine():
+                terminal.say(line)
+
+    service = Service(lambda: open_engine(options, terminal, slots=options.slots), settings, loaded=loaded)
     policy = Policy.make(options.host, keys, options.allowed_hosts, options.cors_origins)
     app = make_app(service, policy, ui=options.ui)
     config = uvicorn.Config(
@@ -127,7 +138,6 @@ async def _run(options: Options, terminal: Terminal, listener: socket.socket, ke
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     server = uvicorn.Server(config)
     server.capture_signals = _no_signals  # they are ours
-    url = _url(listener)
     loading = threading.Thread(target=service.load, name="layerlift-load", daemon=True)
     loading.start()
     running = asyncio.ensure_future(server.serve(sockets=[listener]))
@@ -136,8 +146,6 @@ async def _run(options: Options, terminal: Terminal, listener: socket.socket, ke
         failed = await _until_ready(service, loading, running, stop)
         if failed is None and not stop.is_set():
             terminal.say(f"listening at {url} as {service.model_name}")
-            if options.ui and options.browser and terminal.stderr.isatty():
-                threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
             await _first(running, stop.wait())
             await _drain(service, stop, terminal)
         server.should_exit = True
@@ -147,6 +155,13 @@ async def _run(options: Options, terminal: Terminal, listener: socket.socket, ke
     if failed is not None:
         raise failed
     return 0
+
+
+def _open_browser(url: str, seconds: float = 5.0) -> None:
+    """Waits no longer than that: a browser in the terminal does not come back."""
+    opening = threading.Thread(target=webbrowser.open, args=(url,), daemon=True)
+    opening.start()
+    opening.join(seconds)
 
 
 @contextlib.contextmanager

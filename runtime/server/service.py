@@ -55,10 +55,19 @@ class Settings:
 
 
 class Service:
-    """One model, loading or ready. `open` makes the engine and closes it; it is entered once, on a thread."""
+    """One model, loading or ready. `open` makes the engine and closes it; it is entered once, on a thread.
 
-    def __init__(self, open: Callable[[], AbstractContextManager[Engine]], settings: Settings):
-        self._open = open
+    `loaded` is called there once everything has started that answers need, before the first is given.
+    """
+
+    def __init__(
+        self,
+        open: Callable[[], AbstractContextManager[Engine]],
+        settings: Settings,
+        *,
+        loaded: Callable[[Engine], None] = lambda engine: None,
+    ):
+        self._open, self._loaded = open, loaded
         self._held = ExitStack()
         self.settings = settings
         self.started = time.time()
@@ -81,6 +90,7 @@ class Service:
             engine = self._held.enter_context(self._open())
             self._template = self._choose_template(engine)
             self._warm_up(engine)
+            self._loaded(engine)
             self._engine = engine
         except BaseException as error:
             self._held.close()
