@@ -92,8 +92,8 @@ def _enforce(ruleset: int, number: int) -> None:
     from ..kernels.cpu import native
 
     library = native.library()
-    if library is None:
-        raise LandlockError("this kernel restricts one thread at a time, which needs the native library")
+    if library is None or not hasattr(library, "ll_restrict_threads"):
+        raise LandlockError("this kernel restricts one thread at a time, which needs a native library that can")
     native.declare(library, {"ll_restrict_threads": (ctypes.c_int, [ctypes.c_int])})
     if error := library.ll_restrict_threads(ruleset):
         raise LandlockError(f"Landlock: {os.strerror(error)}")
