@@ -26,7 +26,7 @@ class GpuCache(GpuDevice):
             return found[0], found[1].handle
         if rope is not None and all(rope is not known for known in self._ropes):
             self._ropes = (*self._ropes, rope)[-ROPES_KEPT:]
-        layout = StepLayout(step, self._ropes)
+        layout = StepLayout(step, self._ropes, self.tuning.attend_tokens)
         array = self.upload(layout.words)
         step.scratch[self] = (layout, array)
         return layout, array.handle
@@ -69,16 +69,17 @@ class GpuCache(GpuDevice):
         assert isinstance(kv, GpuKVStore)
         layout, data = self._layout(step)
         o, t = self.empty(q.shape), self.tuning
-        queries = t.queries_of(spec.n_heads, kv.n_kv_heads)
-        groups = spec.n_heads // queries
+        tokens, tiles = (t.attend_tokens, layout.n_tiles) if layout.n_tiles else (1, layout.n_tokens)
+        heads = t.heads_of(spec.n_heads // kv.n_kv_heads, tokens, kv.head_dim)
+        groups = spec.n_heads // heads
         seen = min(layout.longest, spec.window) if spec.window else layout.longest
-        splits = t.splits_of(seen, groups * layout.n_tokens)
-        program = self.programs.get("attend", kv.head_dim, queries, kv.code)
+        splits = t.splits_of(seen, groups * tiles)
+        program = self.programs.get("attend", kv.head_dim, heads, tokens, kv.code)
         parts = self.empty((layout.n_tokens, spec.n_heads, splits, kv.head_dim + 2)) if splits > 1 else None
         self.run_kernel(
-            program["attend"], groups * splits, layout.n_tokens, q.handle, kv.k.handle, kv.v.handle, o.handle,
-            handle_of(parts), data, layout.first_at, layout.seen_at, spec.n_heads, kv.n_kv_heads, spec.scale,
-            spec.window, spec.softcap, splits,
+            program["attend"], groups * splits, tiles, q.handle, kv.k.handle, kv.v.handle, o.handle,
+            handle_of(parts), data, layout.first_at, layout.seen_at, layout.tiles_at, spec.n_heads, kv.n_kv_heads,
+            spec.scale, spec.window, spec.softcap, splits,
         )  # fmt: skip
         if parts:
             self.run_kernel(

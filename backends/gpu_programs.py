@@ -22,7 +22,9 @@ class Tuning:
     thread_tokens: int = 8
     thread_rows: int = 4
     few: int = 8  # up to so many tokens the products read the weights once for each token
-    queries: int = 4  # most heads that share the reading of their keys
+    attend_heads: int = 4  # most heads that share the reading of their keys
+    attend_tokens: int = 8  # of a long step that share it too
+    attend_queries: int = 24  # most heads times tokens
     split_rows: int = 256  # cache rows that are worth a work group of their own
     compact: bool = False  # short programs, for devices that gain nothing from unrolled loops
     units: int = 64  # work groups that keep the device busy
@@ -48,10 +50,11 @@ class Tuning:
             lanes *= 2
         return lanes
 
-    def queries_of(self, heads: int, heads_kv: int) -> int:
-        """Heads of a group that one work group takes: the most that divide it."""
-        shared = heads // heads_kv
-        return max(n for n in range(1, self.queries + 1) if shared % n == 0)
+    def heads_of(self, shared: int, tokens: int, head_dim: int) -> int:
+        """Heads that one work group takes, of `shared` with the same keys: the most that divide them."""
+        room = min(self.attend_queries, 3072 // head_dim)  # queries of 12 KiB of local memory
+        most = min(self.attend_heads, max(1, room // tokens))
+        return max(n for n in range(1, most + 1) if shared % n == 0)
 
     def splits_of(self, seen: int, groups: int) -> int:
         """Parts of a context of `seen` rows, so that `groups` work groups become enough for the device."""
@@ -141,8 +144,9 @@ def _product(t: Tuning, fmt: str, ragged: bool) -> Text:
     }
 
 
-def _attend(_: Tuning, head_dim: int, queries: int, dtype: int) -> Text:
-    return ("team", "attend"), {"HEAD_DIM": head_dim, "QUERIES": queries, "CACHE_DTYPE": dtype, "RAGGED": 0}
+def _attend(_: Tuning, head_dim: int, heads: int, tokens: int, dtype: int) -> Text:
+    sizes = {"HEAD_DIM": head_dim, "HEADS": heads, "TOKENS": tokens}
+    return ("team", "attend"), {**sizes, "CACHE_DTYPE": dtype, "RAGGED": 0}
 
 
 TEXTS: dict[str, Callable[..., Text]] = {

@@ -16,7 +16,8 @@ GPUS = ("gfx906", "gfx1030", "gfx1100")  # Vega 20, RDNA 2, RDNA 3
 PROGRAMS = (
     ("rows",),
     ("top_k",),
-    ("attend", 64, 4, 0),
+    ("attend", 64, 4, 1, 0),
+    ("attend", 64, 2, 8, 0),
     ("product", "Q4_K", False),
     ("gated", "Q8_0", "Q8_0", False),
     ("qkv", "Q4_K", "Q4_K", "Q6_K", False),

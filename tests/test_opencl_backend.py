@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from layerlift.backends.base import AttnSpec, BackendError, DeviceOutOfMemory, UnsupportedFormat
+from layerlift.backends.gpu_step import StepLayout
 from layerlift.backends.opcases import matrix, normal, one_step
 from layerlift.backends.opencl import OpenCLBackend
 from layerlift.backends.oracle import exact_attention
@@ -77,6 +78,22 @@ def test_a_context_in_parts_gives_the_same_attention(backend, monkeypatch):
     out = backend.download(backend.attend(backend.upload(q), kv, step, spec))
     assert backend.launches - before == 2  # the parts, and their join
     np.testing.assert_allclose(out, exact_attention(q, k, v, step, spec), atol=1e-5)
+
+
+def test_a_long_steps_keys_are_read_once_for_several_tokens(backend):
+    spec, step = AttnSpec(4, 0.125, window=20), one_step([(0, 21), (30, 1), (5, 9)], 70)
+    layout = StepLayout(step, (), 8)
+    tiles = layout.words[layout.tiles_at :].reshape(layout.n_tiles, 2).tolist()
+    assert tiles == [[0, 8], [8, 8], [16, 5], [21, 1], [22, 8], [30, 1]]
+    q, k, v = normal(31, 256), normal(70, 2, 64, seed=1), normal(70, 2, 64, seed=2)
+    kv = backend.kv_alloc(70, 2, 64, "f32")
+    kv.write(np.arange(70, dtype=np.int32), k, v)
+    out = backend.download(backend.attend(backend.upload(q), kv, step, spec))
+    np.testing.assert_allclose(out, exact_attention(q, k, v, step, spec), atol=1e-5)
+
+
+def test_steps_without_a_full_tile_have_none():
+    assert StepLayout(one_step([(9, 7), (3, 1)], 30), (), 8).n_tiles == 0
 
 
 def test_every_failed_allocation_is_out_of_memory_with_its_size(backend, monkeypatch):

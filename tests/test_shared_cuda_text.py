@@ -11,12 +11,14 @@ PROGRAMS = (
     ("rows",),
     ("qkv", "Q4_K", "Q4_K", "Q6_K", False),
     ("gated", "Q8_0", "Q8_0", False),
-    ("attend", 64, 4, 0),
-    ("attend", 128, 1, 1),
+    ("attend", 64, 4, 1, 0),
+    ("attend", 64, 2, 8, 0),
+    ("attend", 128, 1, 1, 1),
+    ("attend", 128, 3, 8, 0),
     *(("product", fmt, False) for fmt in supported()),
     ("product", "F32", True),
 )
-KINDS = (*PROGRAMS[:5], ("product", "Q6_K", False))
+KINDS = (*PROGRAMS[:7], ("product", "Q6_K", False))
 SOME = 32  # bytes: sm_120 spills two words of Q3_K's product
 
 

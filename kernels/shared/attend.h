@@ -1,43 +1,54 @@
-// o = softmax(scale * q @ k.T) @ v over the rows a token sees: flash decoding (Dao et al. 2023). A work group takes
-// QUERIES heads that share their keys, one token, one of `splits` parts of the rows; each thread scores one row of a
-// tile, then owns some of the head's dimensions. f32 throughout.
-// Launch: x = heads / QUERIES * splits, y = tokens. step: at spans_at, three lists [tokens]: where the token's rows
-// begin in the step data, how many it sees, and (unused here) its cache row.
+// o = softmax(scale * q @ k.T) @ v over the rows a token sees: flash decoding (Dao et al. 2023). A work group takes TOKENS
+// neighbouring tokens of a span and HEADS heads that share their keys, QUERIES in all, and one of `splits` parts of the
+// rows; each thread scores one row of a tile for all of them, then owns some of the head's dimensions. f32 throughout.
+// Launch: x = heads / HEADS * splits; y = tokens, or tiles of tokens where TOKENS > 1. step: int32 data of the step, with
+// lists [tokens] at first_at (where the token's rows begin in the data) and seen_at (how many it sees), and at tiles_at
+// for each tile its first token and how many it has.
 // With splits > 1 the outcome goes to `parts` [tokens, heads, splits, HEAD_DIM + 2] and attend_join makes o of it.
 
+#define QUERIES (TOKENS * HEADS)  // query n: token n / HEADS of the tile, head n % HEADS of the group
 #define OWN ((HEAD_DIM + GROUP_SIZE - 1) / GROUP_SIZE)
 
 DEVICE float capped(float score, float softcap) { return softcap > 0.f ? softcap * TANH(score / softcap) : score; }
 
+// e^(value - highest), where nothing has been seen yet too.
+DEVICE float share_of(float value, float highest) { return value == -INFINITY ? 0.f : EXP(value - highest); }
+
 KERNEL(GROUP_SIZE)
 attend(GLOBAL const float *q, GLOBAL const u8 *k_cache, GLOBAL const u8 *v_cache, GLOBAL float *o, GLOBAL float *parts,
-       GLOBAL const int *step, int first_at, int seen_at, int heads, int heads_kv, float scale, int window,
+       GLOBAL const int *step, int first_at, int seen_at, int tiles_at, int heads, int heads_kv, float scale, int window,
        float softcap, int splits) {
-  LOCAL_ARRAY(float, queries, QUERIES * HEAD_DIM);
-  LOCAL_ARRAY(float, scores, QUERIES * GROUP_SIZE);
-  LOCAL_ARRAY(float, tile_max, QUERIES * GROUP_SIZE);
+  LOCAL_ARRAY(float, queries, HEAD_DIM * QUERIES);
+  LOCAL_ARRAY(float, scores, GROUP_SIZE * QUERIES);
+  LOCAL_ARRAY(float, tile_max, GROUP_SIZE * QUERIES);
   LOCAL_ARRAY(int, tile_rows, GROUP_SIZE);
-  int thread = THREAD, token = BLOCK_Y, head = BLOCK_X / splits * QUERIES, split = BLOCK_X % splits;
-  int head_kv = head / (heads / heads_kv);
+#if TOKENS > 1
+  int token = step[tiles_at + 2 * BLOCK_Y], tokens = step[tiles_at + 2 * BLOCK_Y + 1];
+#else
+  int token = BLOCK_Y, tokens = 1;
+#endif
+  int thread = THREAD, head = BLOCK_X / splits * HEADS, split = BLOCK_X % splits, head_kv = head / (heads / heads_kv);
   GLOBAL const int *rows = step + step[first_at + token];
-  int seen = step[seen_at + token], begin = window > 0 && seen > window ? seen - window : 0;
-  int per_split = (seen - begin + splits - 1) / splits;
+  int seen = step[seen_at + token], begin = window > 0 && seen > window ? seen - window : 0;  // of the first token
+  int end = seen + tokens - 1, per_split = (end - begin + splits - 1) / splits;
   begin += split * per_split;
-  int end = begin + per_split < seen ? begin + per_split : seen;
-  float sums[QUERIES * OWN], highest[QUERIES], total[QUERIES];
-  for (int i = thread; i < QUERIES * HEAD_DIM; i += GROUP_SIZE) {
-    queries[i] = q[((i64)token * heads + head) * HEAD_DIM + i] * scale;
+  if (begin + per_split < end) end = begin + per_split;
+  float sums[OWN * QUERIES], highest[QUERIES], total[QUERIES];
+  for (int i = thread; i < HEAD_DIM * QUERIES; i += GROUP_SIZE) {
+    int n = i / HEAD_DIM, d = i % HEAD_DIM;
+    i64 at = ((i64)(token + n / HEADS) * heads + head + n % HEADS) * HEAD_DIM + d;
+    queries[d * QUERIES + n] = n / HEADS < tokens ? q[at] * scale : 0.f;
   }
 UNROLL
   for (int n = 0; n < QUERIES; n++) {
     highest[n] = -INFINITY;
     total[n] = 0.f;
 UNROLL
-    for (int i = 0; i < OWN; i++) sums[n * OWN + i] = 0.f;
+    for (int j = 0; j < OWN; j++) sums[j * QUERIES + n] = 0.f;
   }
   for (int base = begin; base < end; base += GROUP_SIZE) {
     float dots[QUERIES];
-    int here = base + thread < end, row = here ? rows[base + thread] : 0, count = end - base;
+    int place = base + thread, here = place < end, row = here ? rows[place] : 0, count = end - base;
     if (count > GROUP_SIZE) count = GROUP_SIZE;
     BARRIER;  // the queries are there, and the tile before this one is done with
     tile_rows[thread] = row;
@@ -49,33 +60,34 @@ UNROLL_UNIT
       for (int d = 0; d < HEAD_DIM; d++) {
         float value = cache_load(k_cache, key + d, CACHE_DTYPE);
 UNROLL
-        for (int n = 0; n < QUERIES; n++) dots[n] += value * queries[n * HEAD_DIM + d];
+        for (int n = 0; n < QUERIES; n++) dots[n] += value * queries[d * QUERIES + n];
       }
     }
 UNROLL
     for (int n = 0; n < QUERIES; n++) {
-      scores[n * GROUP_SIZE + thread] = here ? capped(dots[n], softcap) : -INFINITY;
-      tile_max[n * GROUP_SIZE + thread] = scores[n * GROUP_SIZE + thread];
+      int limit = seen + n / HEADS, sees = here && place < limit && (window == 0 || place >= limit - window);
+      scores[thread * QUERIES + n] = sees ? capped(dots[n], softcap) : -INFINITY;
+      tile_max[thread * QUERIES + n] = scores[thread * QUERIES + n];
     }
     for (int half_of = GROUP_SIZE / 2; half_of > 0; half_of /= 2) {
       BARRIER;
       if (thread < half_of) {
 UNROLL
         for (int n = 0; n < QUERIES; n++) {
-          int at = n * GROUP_SIZE + thread;
-          tile_max[at] = MAX(tile_max[at], tile_max[at + half_of]);
+          int at = thread * QUERIES + n;
+          tile_max[at] = MAX(tile_max[at], tile_max[at + half_of * QUERIES]);
         }
       }
     }
     BARRIER;
 UNROLL
     for (int n = 0; n < QUERIES; n++) {
-      float higher = MAX(highest[n], tile_max[n * GROUP_SIZE]), fade = EXP(highest[n] - higher);
+      float higher = MAX(highest[n], tile_max[n]), fade = share_of(highest[n], higher);
       highest[n] = higher;
       total[n] *= fade;
 UNROLL
-      for (int i = 0; i < OWN; i++) sums[n * OWN + i] *= fade;
-      scores[n * GROUP_SIZE + thread] = EXP(scores[n * GROUP_SIZE + thread] - higher);
+      for (int j = 0; j < OWN; j++) sums[j * QUERIES + n] *= fade;
+      scores[thread * QUERIES + n] = share_of(scores[thread * QUERIES + n], higher);
     }
     BARRIER;
     for (int i = 0; i < count; i++) {
@@ -85,29 +97,31 @@ UNROLL
         int d = thread + j * GROUP_SIZE;
         float value = d < HEAD_DIM ? cache_load(v_cache, value_at + d, CACHE_DTYPE) : 0.f;
 UNROLL
-        for (int n = 0; n < QUERIES; n++) sums[n * OWN + j] += scores[n * GROUP_SIZE + i] * value;
+        for (int n = 0; n < QUERIES; n++) sums[j * QUERIES + n] += scores[i * QUERIES + n] * value;
       }
 UNROLL
-      for (int n = 0; n < QUERIES; n++) total[n] += scores[n * GROUP_SIZE + i];
+      for (int n = 0; n < QUERIES; n++) total[n] += scores[i * QUERIES + n];
     }
   }
 UNROLL
   for (int n = 0; n < QUERIES; n++) {
-    i64 at = (i64)token * heads + head + n;
+    i64 at = (i64)(token + n / HEADS) * heads + head + n % HEADS;
+    if (n / HEADS < tokens) {
 UNROLL
-    for (int j = 0; j < OWN; j++) {
-      int d = thread + j * GROUP_SIZE;
-      if (d < HEAD_DIM) {
-        if (splits == 1) {
-          o[at * HEAD_DIM + d] = sums[n * OWN + j] / total[n];
-        } else {
-          parts[(at * splits + split) * (HEAD_DIM + 2) + d] = sums[n * OWN + j];
+      for (int j = 0; j < OWN; j++) {
+        int d = thread + j * GROUP_SIZE;
+        if (d < HEAD_DIM) {
+          if (splits == 1) {
+            o[at * HEAD_DIM + d] = sums[j * QUERIES + n] / total[n];
+          } else {
+            parts[(at * splits + split) * (HEAD_DIM + 2) + d] = sums[j * QUERIES + n];
+          }
         }
       }
-    }
-    if (splits > 1 && thread == 0) {
-      parts[(at * splits + split) * (HEAD_DIM + 2) + HEAD_DIM] = highest[n];
-      parts[(at * splits + split) * (HEAD_DIM + 2) + HEAD_DIM + 1] = total[n];
+      if (splits > 1 && thread == 0) {
+        parts[(at * splits + split) * (HEAD_DIM + 2) + HEAD_DIM] = highest[n];
+        parts[(at * splits + split) * (HEAD_DIM + 2) + HEAD_DIM + 1] = total[n];
+      }
     }
   }
 }
