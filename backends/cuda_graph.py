@@ -21,6 +21,7 @@ import numpy as np
 from .base import BackendError, DeviceInfo, DeviceOutOfMemory, KVStore, Stage, Step, Weight
 from .blas import VendorBlas
 from .cuda_api import Api
+from .cuda_launch import Launcher
 from .cuda_ops import CudaOps
 from .gpu_memory import GpuArray, Pool
 from .gpu_programs import Tuning
@@ -71,6 +72,7 @@ class CudaGraphs(CudaOps):
 
     _api: Api
     _stream: int
+    _launcher: Launcher
     recording = False  # what is launched now goes into a graph
     use_graphs = True
 
@@ -159,9 +161,21 @@ class CudaGraphs(CudaOps):
         if failed:
             if graph:
                 runtime.graphDestroy(graph)
-            raise CannotRecord(str(failed))
-        decode.recording = self._guarded("recording", lambda: Recording(runtime, graph))
+            raise self._without_recording(failed)
+        try:
+            decode.recording = self._guarded("recording", lambda: Recording(runtime, graph))
+        except DeviceOutOfMemory:
+            raise
+        except BackendError as error:
+            raise self._without_recording(error) from None
         return decode.recording
+
+    def _without_recording(self, error: BackendError) -> CannotRecord:
+        """Where the driver refused what was recorded, the next try is without early starts, and the last one."""
+        if isinstance(error, CannotRecord):
+            return error
+        self.use_graphs, self._launcher.dependent = self._launcher.dependent, False
+        return CannotRecord(str(error))
 
     def _fill(self, words: GpuArray, own: GpuArray, x: GpuArray, step: Step, layout: StepLayout) -> None:
         self._copy_in(words.handle, layout.words)

@@ -154,6 +154,21 @@ def test_what_cannot_be_recorded_runs_launch_by_launch(tiny, cuda):
         assert cuda.calls["graphLaunch"] == 2
 
 
+def test_a_driver_that_refuses_graphs_gets_plain_launches_in_them_and_then_none(tiny, cuda):
+    want = forward(tiny("F32"), TOKENS)
+    cuda.fail["graphInstantiate"] = [801, 801]
+    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model:
+        kv, (backend,) = stores(model), model.backends
+        seen = []
+        for i in range(8):
+            found = logits_of(model, step_of([TOKENS[i]], [i], kv))[0]
+            np.testing.assert_allclose(found, want[i], atol=2e-4 * np.abs(want).max())
+            seen.append((backend._launcher.dependent, backend.use_graphs))
+    # The third step is the first to be recorded, the fifth the second: one rehearses in between.
+    assert seen == [(True, True)] * 2 + [(False, True)] * 2 + [(False, False)] * 4
+    assert "graphLaunch" not in cuda.calls
+
+
 def test_without_memory_for_graphs_the_answer_is_the_same(tiny, cuda):
     want = forward(tiny("F32"), TOKENS)
     with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model:
