@@ -32,6 +32,7 @@ def program(request, tmp_path_factory):
         pytest.skip(f"no C++ compiler that knows {flag}")
     options = [f"-DCMAKE_CXX_FLAGS={flag} -fno-omit-frame-pointer -Wno-tsan", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
     options += ["-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g1"]
+    options += [f"-DUNUSED={';'.join({'avx2', 'avx512'} - set(native.isa_names()))}"]
     if request.param == "memory":
         options[0] += " -fno-sanitize-recover=all"
     return str(build(tmp_path_factory.mktemp(request.param), *options))
