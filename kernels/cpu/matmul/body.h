@@ -20,6 +20,8 @@ constexpr bool kFineIsFree = false;
 constexpr bool kFineIsFree = true;
 #endif
 
+#define LL_STREAMS(f, L) 8, {f<L, 1>, f<L, 2>, f<L, 3>, f<L, 4>, f<L, 5>, f<L, 6>, f<L, 7>, f<L, 8>}
+
 }  // namespace layerlift::LL_ISA
 
 #include "bytes.h"

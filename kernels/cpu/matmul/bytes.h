@@ -214,18 +214,17 @@ static void panel(const Matrix& m, const Input& in, const int32_t* zeros, int64_
   }
 }
 
-#define LL_STREAMS(f) {f<L, 1>, f<L, 2>, f<L, 3>, f<L, 4>, f<L, 5>, f<L, 6>, f<L, 7>, f<L, 8>}
-
 // The kernels of a format. Where bytes are multiplied in pairs, unsigned quants take pairs.h, and signed ones, whose sums
 // would have to be widened at each product, take words for many tokens.
 template <class L> constexpr FormatKernels byte_kernels() {
 #ifndef LL_PAIRS
-  return {Kind::kBytes, Kind::kBytes, L::kSub, zero_of<L>(), LL_STREAMS(stream), panel<L>, read_row<L>};
+  return {Kind::kBytes, Kind::kBytes, L::kSub, zero_of<L>(), LL_STREAMS(stream, L), panel<L>, read_row<L>};
 #else
   if constexpr (run_of<L>() == 0) {
-    return {Kind::kBytes, Kind::kWords, L::kSub, zero_of<L>(), LL_STREAMS(stream), panel_words<L>, read_row<L>};
+    return {Kind::kBytes, Kind::kWords, L::kSub, zero_of<L>(), LL_STREAMS(stream, L), panel_words<L>, read_row<L>};
   } else {
-    return {Kind::kBytes, Kind::kBytes, L::kSub, L::kZero, LL_STREAMS(stream_pairs), panel_pairs<L>, read_row<L>};
+    return {Kind::kBytes, Kind::kBytes, L::kSub, L::kZero, kTogether,
+            {stream_pairs<L, 1>, stream_pairs<L, 2>, stream_pairs<L, 3>, stream_pairs<L, 4>}, panel_pairs<L>, read_row<L>};
   }
 #endif
 }

@@ -114,10 +114,7 @@ template <class W> static void read_row_floats(const Matrix& m, int64_t row, flo
 }
 
 template <class W> constexpr FormatKernels float_kernels() {
-  return {Kind::kFloats, Kind::kFloats, 0, 0,
-          {stream_floats<W, 1>, stream_floats<W, 2>, stream_floats<W, 3>, stream_floats<W, 4>, stream_floats<W, 5>,
-           stream_floats<W, 6>, stream_floats<W, 7>, stream_floats<W, 8>},
-          panel_floats<W>, read_row_floats<W>};
+  return {Kind::kFloats, Kind::kFloats, 0, 0, LL_STREAMS(stream_floats, W), panel_floats<W>, read_row_floats<W>};
 }
 
 }  // namespace layerlift::LL_ISA

@@ -79,16 +79,14 @@ static inline f32x16 both(i32x16 coarse, i32x16 fine) { return fma(to_f32(coarse
 
 constexpr int kTogether = 4;  // tokens whose sums fit the registers
 
-// part[t]: the product of one block with token t's bytes, scaled by the weights' scales alone, from token `first` on.
-template <class L, int T, int first = 0>
+// part[t]: the product of one block with token t's bytes, scaled by the weights' scales alone.
+template <class L, int T>
 static inline void coarse_parts(const uint8_t* quants, const i16x32* sub, f32x16 scale, const BlockInput& in, f32x16* part) {
-  constexpr int kNow = T - first < kTogether ? T - first : kTogether;
-  Lane lanes[kNow];
-  i32x16 acc[kNow];
-  for (int t = 0; t < kNow; t++) lanes[t] = in.coarse_lane(first + t);
+  Lane lanes[T];
+  i32x16 acc[T];
+  for (int t = 0; t < T; t++) lanes[t] = in.coarse_lane(t);
   add_products<L, T>(quants, sub, lanes, acc);
-  for (int t = 0; t < kNow; t++) part[first + t] = mul(to_f32(acc[t]), scale);
-  if constexpr (first + kNow < T) coarse_parts<L, T, first + kNow>(quants, sub, scale, in, part);
+  for (int t = 0; t < T; t++) part[t] = mul(to_f32(acc[t]), scale);
 }
 
 // The same of a fine block: bytes, and 1/256 of what they leave.
@@ -121,12 +119,12 @@ static void stream_pairs(const Matrix& m, const Input& in, const int32_t* zeros,
         for (int s = 0; s < L::kSubs; s++) sub[s] = sub_words<L>(slab, b, s);
       f32x16 part[T];
       *is_fine++ ? fine_parts<L, T>(quants, sub, scale, x, part) : coarse_parts<L, T>(quants, sub, scale, x, part);
-      LL_UNROLL(8)
+      LL_UNROLL(4)
       for (int t = 0; t < T; t++) y[t] = fma(part[t], set1(x_scale[t]), y[t]);
       if constexpr (L::kMin)
         for (int s = 0; s < L::kSubs; s++) {
           f32x16 low = part_minimum<L>(slab, b, s, minimum);
-          LL_UNROLL(8)
+          LL_UNROLL(4)
           for (int t = 0; t < T; t++) y[t] = fma(low, set1(x_sum[s * T + t]), y[t]);
         }
       x.bytes += kBlock * T;

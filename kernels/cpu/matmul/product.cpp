@@ -53,7 +53,8 @@ class Call {
       : context_(context), table_(*context.isa.matmul), product_(product), first_(first), tokens_(tokens) {}
 
   void run() {
-    streaming_ = tokens_ <= kStreamTokens;
+    streaming_ = true;
+    for (int f = 0; f < product_.count; f++) streaming_ &= tokens_ <= kernels(f).stream_tokens;
     plan_input();
     prepare();
     streaming_ ? stream() : panels();

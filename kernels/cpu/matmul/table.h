@@ -63,14 +63,15 @@ constexpr int kPanelScratch = 64 << 10;  // bytes that a Panel needs
 struct FormatKernels {
   Kind kind, panel_kind;  // of the input: of `stream`, and of `panel`
   int sub, zero;
-  Stream stream[kStreamTokens];  // one group for 1..8 tokens: out [T][16]
+  int stream_tokens;             // so few are multiplied by `stream`, more by `panel`
+  Stream stream[kStreamTokens];  // one group for 1..stream_tokens tokens: out [T][16]
   Panel panel;                   // one band for tiles of tokens: out [tiles * width][32]
   void (*read_row)(const Matrix&, int64_t row, float* out);  // out [columns]
 };
 
 struct MatmulTable {
   FormatKernels formats[kFormats];
-  int width_bytes, width_floats;  // of a tile where there are more than kStreamTokens tokens; kWords' is kBytes'
+  int width_bytes, width_floats;  // of a panel's tile; kWords' is kBytes'
   bool fine_is_free;  // while few tokens' weights come from memory there is time for 16-bit inputs
   // out [tokens][width] into y
   void (*finish)(const float* out, int width, int64_t tokens, const Target&);
