@@ -59,9 +59,6 @@ def plan(folder: Path, *, outtype: str = "auto", vocab_only: bool = False, templ
     if template is not None:
         vocab = {**checkpoint.vocab, "tokenizer.chat_template": template_text(template)}
         checkpoint = replace(checkpoint, vocab=vocab)
-    if template is not None:
-        vocab = {**checkpoint.vocab, "tokenizer.chat_template": template_text(template)}
-        checkpoint = replace(checkpoint, vocab=vocab)
     fmt = outtype_of(outtype, dict(checkpoint.tensors))
     tensors = [
         NewTensor(name, kind, tensor.shape, partial(chunks, name, tensor, kind))

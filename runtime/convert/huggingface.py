@@ -6,7 +6,7 @@ The names of tensors and settings are those of transformers' `models/llama`, `mo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,29 +115,50 @@ def _stored(folder: Path) -> Iterator[Stored]:
         ("model", "safetensors", safetensors.read_header),
         ("pytorch_model", "bin", pth.read_header),
     ):
-        index = folder / f"{stem}.{suffix}.index.json"
-        files = _indexed(index) if index.is_file() else [folder / f"{stem}.{suffix}"]
-        if len(files) == 1 and not files[0].is_file():
-            files = sorted(folder.glob(f"*.{suffix}")) if suffix == "safetensors" else []
+        index, alone = folder / f"{stem}.{suffix}.index.json", folder / f"{stem}.{suffix}"
+        if index.is_file():
+            yield from _indexed(index, read_header)
+            return
+        files = [alone] if alone.is_file() else []
+        if not files and suffix == "safetensors":
+            files = sorted(folder.glob("*.safetensors"))
         for file in files:
-            if not file.is_file():
-                raise ConvertError(f"{file} is missing", hint=f"{index.name} names {len(files)} files")
             yield from read_header(file).values()
         if files:
             return
-    raise UserError(f"folder {str(folder)!r} has no model.safetensors")
+    raise UserError(
+        f"folder {str(folder)!r} has no model.safetensors", hint="nor shards of it, nor a pytorch_model.bin"
+    )
 
 
-def _indexed(index: Path) -> list[Path]:
-    """The files that an index names, which must lie beside it."""
+def _indexed(index: Path, read_header: Callable[[Path], dict[str, Stored]]) -> Iterator[Stored]:
+    """Every tensor that an index names, from the file that it says has it."""
+    places = _places(index)
+    files = {index.parent / file for file in places.values()}
+    if missing := sorted(file.name for file in files if not file.is_file()):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ConvertError(
+            f"{index.parent / missing[0]} is missing{more}", hint=f"{index.name} names {len(files)} files"
+        )
+    for file in sorted(files):
+        stored = read_header(file)
+        for name in (name for name, place in places.items() if place == file.name):
+            if name not in stored:
+                raise ConvertError(
+                    f"{index}: {file.name} has no tensor {name[:80]!r}", hint="the index is of another model"
+                )
+            yield stored[name]
+
+
+def _places(index: Path) -> dict[str, str]:
+    """The file of every tensor that an index names; each must lie beside it."""
     places = json_file.load(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ConvertError(f"{index}: 'weight_map' is missing")
-    files = sorted({str(file) for file in places.values()})
-    for file in files:
-        if not re.fullmatch(r"[A-Za-z0-9][\w.\-]*", file):
-            raise ConvertError(f"{index}: names the file {file[:80]!r}, which is not beside it")
-    return [index.parent / file for file in files]
+    for file in places.values():
+        if not (isinstance(file, str) and re.fullmatch(r"[A-Za-z0-9][\w.\-]*", file)):
+            raise ConvertError(f"{index}: names the file {str(file)[:80]!r}, which is not beside it")
+    return places
 
 
 def _renamed(stored: Iterator[Stored], settings: Settings, folder: Path) -> dict[str, Tensor]:
