@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from layerlift.backends.base import AttnSpec, Norm, Span, Step
+from layerlift.backends.numpy_decode import decode_rows
+from layerlift.backends.numpy_quantize import quantize_rows
 from layerlift.backends.opcases import all_cases, judge, matrix, normal
 from layerlift.backends.oracle import exact_attention, exact_norm
+from layerlift.backends.quantize_formats import SCHEMES
 
 # Every format with kernels; columns that 256 does not divide where blocks are smaller.
 COLUMNS = {
@@ -119,5 +122,26 @@ def check_rounding(backend):
             np.testing.assert_array_equal(got.view(np.uint8), want.view(np.uint8), dtype)
 
 
-CHECKS = [check_op_table, check_products, check_attention, check_picks, check_rounding]
+def check_quantizing(backend):
+    """Every format that can be written, with and without importance: no worse than the reference."""
+    columns, failed = 256, []
+    x = (normal(2, columns, seed=8) ** 3).astype("<f2")  # long tails
+    weights = np.exp(normal(columns, seed=9))
+    for fmt in SCHEMES:
+        for importance in (None, weights):
+            raw, done = backend.quantize(x.view(np.uint8), "F16", columns, fmt, importance)
+            assert done == -1, f"{fmt}: {done}"
+            reference = quantize_rows(x.astype(np.float32), fmt, importance)
+            got, want = (
+                float((np.square(decode_rows(v, fmt, columns) - x) * (1 if importance is None else weights)).sum())
+                for v in (raw, reference)
+            )
+            if not got <= 1.01 * want:
+                failed.append(f"{fmt}, {'plain' if importance is None else 'weighed'}: {got:.5g} > {want:.5g}")
+    assert not failed, "\n".join(failed)
+    x[1, 3] = np.nan
+    assert backend.quantize(x.view(np.uint8), "F16", columns, "Q4_K")[1] == 1
+
+
+CHECKS = [check_op_table, check_products, check_attention, check_picks, check_rounding, check_quantizing]
 every_check = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

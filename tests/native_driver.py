@@ -226,6 +226,12 @@ class DriverBackend(NumpyBackend):
         self._call("argmax", [*logits.shape], arrays=[logits, best], wanted=[best])
         return Picked(lambda: best)
 
+    def quantize(self, raw, source, columns, fmt, importance=None):
+        """raw [rows, row_nbytes] of `source` to rows of `fmt`, and the row that holds what is no number, or -1."""
+        out = np.full((len(raw), BY_NAME[fmt].row_nbytes(columns)), 0xA5, np.uint8)
+        integers = [BY_NAME[source].id, len(raw), columns, BY_NAME[fmt].id]
+        return out, self.driver.call("quantize", integers, arrays=[raw, importance, out], wanted=[out])
+
     def top_k(self, logits, k):
         best = np.full(min(k, len(logits)), -1, np.int32)
         assert self.driver.call("top_k", [len(logits), k], arrays=[logits, best], wanted=[best]) == len(best)

@@ -21,6 +21,7 @@
 #include "api.h"
 #include "matmul/api.h"
 #include "ops/api.h"
+#include "quantize/api.h"
 
 namespace {
 
@@ -217,6 +218,11 @@ int64_t gated(const Call& c) {  // integers: T, activation, gate, up; arrays: x,
                   matrix(c.integer(3)), c.floats(3), int(c.integer(1)), c.floats(4));
 }
 
+int64_t quantize(const Call& c) {  // integers: source, rows, columns, type; arrays: raw, importance, out
+  return ll_quantize(c.context, int(c.integer(0)), c.array<uint8_t>(0), c.integer(1), c.integer(2), int(c.integer(3)),
+                     c.floats(1), c.array<uint8_t>(2));
+}
+
 int64_t probe(const Call& c) {  // integers: 1 for bytes, loops
   return ll_probe_peak(c.context, int(c.integer(0)), c.integer(1));
 }
@@ -230,7 +236,8 @@ const std::map<std::string, int64_t (*)(const Call&)> kCalls = {
     {"matmul_add", matmul_add}, {"matmul3", matmul3},         {"gated", gated},         {"attend", attend},
     {"kv_append", kv_append},   {"kv_shift", kv_shift},       {"kv_copy", kv_copy},     {"rope", rope},
     {"rms_norm", rms_norm},     {"rope_append", rope_append}, {"gate", gate},           {"add", add},
-    {"argmax", argmax},         {"top_k", top_k},             {"probe", probe},         {"isa", isa},
+    {"argmax", argmax},         {"top_k", top_k},             {"quantize", quantize},   {"probe", probe},
+    {"isa", isa},
 };
 
 void answer_one(ll_context* context, const std::string& name) {
