@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -25,6 +24,7 @@ from .gpu_blas import record
 from .gpu_memory import Handle
 from .gpu_programs import Kernel, Tuning
 from .kernel_settings import KernelSettings
+from .opencl_memory import SMALL, Staging
 from .opencl_proofs import Proofs
 from .program_cache import ProgramCache, default_folder
 
@@ -32,7 +32,6 @@ T = TypeVar("T")
 OPTIONS = ["-cl-mad-enable"]
 VENDORS = {0x10DE: "nvidia", 0x1002: "amd", 0x8086: "intel", 0x106B: "apple"}
 VENDOR_WORDS = {"nvidia": "nvidia", "advanced micro": "amd", "amd": "amd", "intel": "intel", "apple": "apple"}
-PENDING = 32  # copies to the device whose host arrays are kept alive
 INSTALL = "pip install 'layerlift[opencl]'"
 
 
@@ -56,15 +55,15 @@ class OpenCLBackend(GpuBackend):
             self._device = _devices(cl)[device.index]
             self._context = cl.Context([self._device])
             self._queue = cl.CommandQueue(self._context)
+            self._staging = Staging(cl, self._context, self._queue)
         except (cl.Error, IndexError) as error:
             raise BackendUnavailable(f"{device}: cannot be opened: {first_line(error)}") from None
         self.cache = ProgramCache(cache_folder or default_folder())
-        self._pending: deque[Any] = deque(maxlen=PENDING)
         self.identity = _identity(self._device)
         super().__init__(device, tuning or _tuning(cl, self._device), kernels)
         if tuning is None:
             self._use(replace(self.tuning, **self.proofs().parts))
-        self._close = weakref.finalize(self, self._pending.clear)
+        self._close = weakref.finalize(self, self._staging.close)
 
     @classmethod
     def probe(cls) -> Probe:
@@ -137,18 +136,22 @@ class OpenCLBackend(GpuBackend):
         return self._guarded("allocating", lambda: cl.Buffer(self._context, cl.mem_flags.READ_WRITE, nbytes), nbytes)
 
     def _copy_in(self, handle: Handle, host: NDArray[Any]) -> None:
-        # The event keeps the array alive; it is dropped, which waits for the copy, long after that is done.
-        copy = self._cl.enqueue_copy
-        large = host.nbytes > 1 << 20
-        event = self._guarded(
-            "copying to the device", lambda: copy(self._queue, handle, host, is_blocking=large), host.nbytes
-        )
-        if not large:
-            self._pending.append(event)
+        def copy() -> None:
+            if host.nbytes <= SMALL:
+                self._staging.copy_in(handle, host)
+            else:
+                self._cl.enqueue_copy(self._queue, handle, host, is_blocking=True)
+
+        self._guarded("copying to the device", copy, host.nbytes)
 
     def _copy_out(self, handle: Handle, host: NDArray[Any]) -> None:
-        copy = self._cl.enqueue_copy
-        self._guarded("copying from the device", lambda: copy(self._queue, host, handle, is_blocking=True), host.nbytes)
+        def copy() -> None:
+            if host.nbytes <= SMALL:
+                self._staging.copy_out(handle, host)
+            else:
+                self._cl.enqueue_copy(self._queue, host, handle, is_blocking=True)
+
+        self._guarded("copying from the device", copy, host.nbytes)
 
     def _launch(self, kernel: Kernel, x: int, y: int, arguments: tuple[Any, ...]) -> None:
         threads = kernel.threads

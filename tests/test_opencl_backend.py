@@ -96,6 +96,30 @@ def test_steps_without_a_full_tile_have_none():
     assert StepLayout(one_step([(9, 7), (3, 1)], 30), (), 8).n_tiles == 0
 
 
+def test_small_copies_go_through_memory_of_the_drivers_and_the_array_may_change_at_once(backend, monkeypatch):
+    cl = pytest.importorskip("pyopencl")
+    real, hosts = cl.enqueue_copy, []
+
+    def watched(queue, target, source, **options):
+        hosts.extend(x for x in (target, source) if isinstance(x, np.ndarray))
+        return real(queue, target, source, **options)
+
+    monkeypatch.setattr(cl, "enqueue_copy", watched)
+    first, arrays = np.zeros(1000, np.float32), []
+    for i in range(3000):  # three times around the ring
+        first[:] = i
+        arrays.append(backend.upload(first))
+    for i in (0, 1, 1499, 2998, 2999):
+        np.testing.assert_array_equal(backend.download(arrays[i]), i)
+    ring = backend._staging._bytes
+    assert all(np.shares_memory(host, ring) for host in hosts)
+
+
+def test_large_copies_go_past_the_ring(backend):
+    x = np.arange(700_000, dtype=np.float32)
+    np.testing.assert_array_equal(backend.download(backend.upload(x)), x)
+
+
 def test_every_failed_allocation_is_out_of_memory_with_its_size(backend, monkeypatch):
     cl = pytest.importorskip("pyopencl")
 
