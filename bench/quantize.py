@@ -1,4 +1,4 @@
-"""Measures the error of quantised weights beside llama.cpp's on the same numbers, and how fast they are made.
+"""Measures the errors of quantised weights beside llama.cpp's on the same numbers, block by block, and the time.
 
     python -m layerlift.bench.quantize --ggml DIR [--save NAME]
 
@@ -11,6 +11,7 @@ import argparse
 import ctypes
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from ..backends.quantize_formats import SCHEMES
 from . import machine
 
 ROWS, COLUMNS = 64, 1024
-SPEED_ROWS = 4096
+SPEED_ROWS = 512
+REPEATS = 3
 
 
 def sample() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -34,12 +36,35 @@ def sample() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return x, rng.gamma(1.0, 1.0, COLUMNS).astype(np.float32)
 
 
-def error(raw: NDArray[np.uint8], fmt: str, x: NDArray[np.float32], importance: NDArray[np.float32] | None) -> float:
-    """The root of the weighted mean square error, in units of the deviation of x."""
+def errors(
+    raw: NDArray[np.uint8], fmt: str, x: NDArray[np.float32], importance: NDArray[np.float32] | None
+) -> NDArray[np.float64]:
+    """The weighted square error of each block."""
     off = (decode_rows(raw, fmt, x.shape[1]).astype(np.float64) - x) ** 2
     if importance is not None:
         off = off * (importance / importance.mean())
-    return float(np.sqrt(off.mean()) / x.std())
+    return off.reshape(-1, BY_NAME[fmt].block).sum(1)
+
+
+def compare(ours: NDArray[np.float64], theirs: NDArray[np.float64], x: NDArray[np.float32]) -> dict[str, float]:
+    """Root mean square errors in units of the deviation of x, the share of blocks that are worse here, and by how much
+    the worst of them."""
+    return {
+        "ggml": float(np.sqrt(theirs.sum() / x.size) / x.std()),
+        "ours": float(np.sqrt(ours.sum() / x.size) / x.std()),
+        "worse": float((ours > theirs * (1 + 1e-6)).mean()),
+        "worst": float(np.sqrt((ours / theirs).max())),
+    }
+
+
+def nanoseconds(call: Callable[[NDArray[np.float32]], Any], x: NDArray[np.float32]) -> float:
+    """Processor time a weight, the best of REPEATS."""
+    times = []
+    for _ in range(REPEATS):
+        start = time.process_time()
+        call(x)
+        times.append(time.process_time() - start)
+    return min(times) / x.size * 1e9
 
 
 class Ggml:
@@ -59,19 +84,26 @@ class Ggml:
 
 
 def measure(ggml: Ggml) -> list[dict[str, Any]]:
-    """A row for each format: errors of both without and with importance, and weights a second of ours."""
+    """A row for each format: errors of both without and with importance, and the times of one core."""
     x, importance = sample()
     large = np.tile(x, (SPEED_ROWS // ROWS, 2))
     rows = []
-    with Quantizer() as ours:
+    with Quantizer(1) as quantizer:
         for fmt in SCHEMES:
             row: dict[str, Any] = {"format": fmt}
             for name, weights in (("plain", None), ("weighed", importance)):
-                row[f"{name}_ggml"] = error(ggml.rows(x, fmt, weights), fmt, x, weights)
-                row[f"{name}_ours"] = error(ours.rows(x.view(np.uint8), "F32", COLUMNS, fmt, weights), fmt, x, weights)
-            start = time.perf_counter()
-            ours.rows(large.view(np.uint8), "F32", large.shape[1], fmt)
-            row["weights_per_second"] = large.size / (time.perf_counter() - start)
+
+                def ours(x: NDArray[np.float32], fmt=fmt, weights=weights) -> NDArray[np.uint8]:
+                    repeated = None if weights is None else np.resize(weights, x.shape[1])
+                    return quantizer.rows(x.view(np.uint8), "F32", x.shape[1], fmt, repeated)
+
+                def theirs(x: NDArray[np.float32], fmt=fmt, weights=weights) -> NDArray[np.uint8]:
+                    repeated = None if weights is None else np.resize(weights, x.shape[1])
+                    return ggml.rows(x, fmt, repeated)
+
+                made, other = (errors(call(x), fmt, x, weights) for call in (ours, theirs))
+                row[name] = compare(made, other, x)
+                row[name] |= {"ns": nanoseconds(ours, large), "ggml_ns": nanoseconds(theirs, large)}
             rows.append(row)
     return rows
 
