@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 
@@ -104,6 +105,24 @@ def test_the_page_names_what_it_may_load(server):
 def test_no_path_leads_to_other_files(server, path):
     answer = server.client.get(path, headers={"x-api-key": "secret"})
     assert answer.status_code == 404
+
+
+def nested(levels: int) -> bytes:
+    return b'{"content": "[[[\\"{{", "x": ' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}"
+
+
+@pytest.mark.parametrize(("levels", "status"), [(64, 200), (65, 400), (100_000, 400)])
+def test_a_body_may_be_nested_64_levels_deep(server, levels, status):
+    answer = server.client.post("/tokenize", content=nested(levels), headers={"x-api-key": "secret"})
+    assert answer.status_code == status
+    if status == 400:
+        assert "64 levels" in answer.json()["error"]["message"]
+
+
+def test_brackets_in_texts_are_no_nesting(server):
+    content = json.dumps({"content": "[{" * 1000 + '"\\' * 10})
+    answer = server.client.post("/tokenize", content=content, headers={"x-api-key": "secret"})
+    assert answer.status_code == 200
 
 
 def talk(port: int, data: bytes, seconds: float = 5.0) -> bytes:

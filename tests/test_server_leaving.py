@@ -76,7 +76,7 @@ def seconds_until_noticed(server: Running, left_before: int) -> float | None:
         if time.perf_counter() - started > 0.5 and load.running + load.waiting <= 1:
             return None
         time.sleep(0.0005)
-    raise AssertionError(f"{load}, {len(server.service.active)} answers")
+    raise AssertionError(f"{server.service.engine.load()}, {len(server.service.active)} answers")
 
 
 def belongings() -> tuple[int, int, int]:
@@ -97,6 +97,7 @@ def test_a_client_may_leave_at_any_moment(tiny, moment, capsys):
         watched.start()
         watched.going.wait(10)
         noticed: list[float] = []
+        before = belongings()
         for i in range(LEAVERS):
             if i == min(5, LEAVERS - 1):
                 before = belongings()

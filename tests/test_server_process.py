@@ -6,6 +6,7 @@ import contextlib
 import signal
 import socket
 import sys
+import time
 
 import httpx
 import pytest
@@ -79,3 +80,57 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path):
         assert process.wait() in (1, 2)
         assert "error:" in process.said
         assert "Traceback" not in process.said
+
+
+@pytest.mark.slow
+def test_an_answer_without_end_is_cut_off_after_five_seconds(tiny):
+    with started("-m", str(tiny()), "--port", "0", "-c", "65536") as process:
+        url = process.url()
+        asked = {"prompt": [5, 9], "max_tokens": 60000, "ignore_eos": True, "stream": True, "logprobs": 0}
+        with httpx.stream("POST", f"{url}/v1/completions", json=asked, timeout=60, trust_env=False) as answer:
+            lines = answer.iter_lines()
+            while not next(lines).startswith("data: "):
+                pass
+            process.child.send_signal(signal.SIGTERM)
+            ended = time.monotonic()
+            with contextlib.suppress(httpx.RemoteProtocolError):
+                for _ in lines:
+                    pass
+        assert process.wait() == 0
+        assert 4 < time.monotonic() - ended < 20
+        assert "1 answers may end within 5 s" in process.said
+
+
+def test_neither_words_nor_keys_are_logged(tiny):
+    flags = ("--log-format", "json", "--verbose", "--api-key", "open-sesame")
+    with started("-m", str(tiny()), "--port", "0", "-c", "256", *flags) as process:
+        url = process.url()
+        for key in ("open-sesame", "wrong-sesame"):
+            headers = {"Authorization": f"Bearer {key}"}
+            for body in (
+                {"prompt": "whisper", "max_tokens": 2},
+                {"prompt": ["whisper", {}]},
+                {"stop": "whisper" * 999},
+            ):
+                httpx.post(f"{url}/v1/completions?whisper", json=body, headers=headers, trust_env=False)
+        assert process.end() == 0
+        assert process.said.count('"status"') == 6
+        assert "sesame" not in process.said
+        assert "whisper" not in process.said
+
+
+def test_a_server_says_that_it_loads_before_it_answers(tiny):
+    port = free_port()
+    with started("-m", str(tiny()), "--port", str(port)) as process:
+        seen: list[int] = []
+        deadline = time.monotonic() + 60
+        while 200 not in seen and time.monotonic() < deadline:
+            with contextlib.suppress(httpx.ConnectError):
+                seen.append(httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code)
+        assert set(seen) == {200, 503}
+        assert process.end() == 0
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]

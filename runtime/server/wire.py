@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -21,21 +22,45 @@ from .generation import End, Generation, Piece, ToolPiece
 
 T = TypeVar("T")
 PING_SECONDS = 15.0
+MAX_DEPTH = 64  # of arrays and objects in a body
 _encode = msgspec.json.Encoder().encode
 
 
 async def read(request: Request, kind: type[T]) -> T:
     """The JSON body as a struct; null is like absent, unknown fields are passed over. Raises HTTPFailure 400."""
+    body = await request.body()
+    if is_deep(body):
+        raise HTTPFailure(400, "invalid_request_error", f"the body is nested more than {MAX_DEPTH} levels deep")
     try:
-        return msgspec.json.decode(await request.body() or b"{}", type=kind, strict=False)
+        return msgspec.json.decode(body or b"{}", type=kind, strict=False)
     except msgspec.ValidationError as error:
         raise HTTPFailure(400, "invalid_request_error", _field(str(error))) from None
     except msgspec.DecodeError as error:
         raise HTTPFailure(400, "invalid_request_error", f"the body is not JSON: {error}") from None
     except UnicodeDecodeError:
         raise HTTPFailure(400, "invalid_request_error", "the body is not UTF-8") from None
-    except RecursionError:
-        raise HTTPFailure(400, "invalid_request_error", "the body is nested too deeply") from None
+
+
+_MARKS = b'"[]{}'
+_OTHERS = bytes(set(range(256)) - set(_MARKS))
+_PART = 1 << 20  # bytes looked at together, which bounds the memory
+
+
+def is_deep(data: bytes, most: int = MAX_DEPTH) -> bool:
+    """Whether JSON is nested more deeply than that. What is no JSON may be either."""
+    if data.count(b"[") + data.count(b"{") <= most:
+        return False
+    marks = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _OTHERS)
+    depth = quoted = 0
+    for at in range(0, len(marks), _PART):
+        part = np.frombuffer(marks, np.uint8, min(_PART, len(marks) - at), at)
+        inside = (np.cumsum(part == ord('"'), dtype=np.uint8) + quoted) & 1
+        steps = np.where((part == ord("[")) | (part == ord("{")), 1, -1) * (inside == 0) * (part != ord('"'))
+        depths = depth + np.cumsum(steps)
+        if depths.max() > most:
+            return True
+        depth, quoted = int(depths[-1]), int(inside[-1])
+    return False
 
 
 def _field(message: str) -> str:
