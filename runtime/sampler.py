@@ -47,6 +47,7 @@ _INTEGERS = {
     "min_keep": (0, math.inf),
     "seed": (-math.inf, math.inf),
 }
+BOUNDS = _RANGES | _INTEGERS
 
 
 @dataclass(frozen=True)

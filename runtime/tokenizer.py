@@ -44,7 +44,8 @@ class Tokenizer:
     """Text to token ids and back.
 
     `bos`, `eos`, `eot` are ids or None; `eog` are all the ids that end a generation. `warning` is a sentence for
-    the user where the file asks for something unknown, else "". `hf` holds the model without its special tokens.
+    the user where the file asks for something unknown, else "". `is_sentencepiece` tells its models
+    from byte-level ones. `hf` holds the model without its special tokens.
     """
 
     def __init__(self, vocab: Vocab, metadata: Metadata):
@@ -54,25 +55,25 @@ class Tokenizer:
         self.vocab_size = len(vocab.texts)
         self.bos, self.eos, self.eot, self.eog = vocab.bos, vocab.eos, vocab.eot, vocab.eog
         self.warning = ""
-        self._spm = vocab.model == "llama"
-        self._pre = DEFAULT if self._spm else self._pretokenizer(vocab)
-        self._escape_spaces = self._spm or self._pre.escape_spaces
+        self.is_sentencepiece = vocab.model == "llama"
+        self._pre = DEFAULT if self.is_sentencepiece else self._pretokenizer(vocab)
+        self._escape_spaces = self.is_sentencepiece or self._pre.escape_spaces
 
         def flag(name: str, default: bool) -> bool:
             key = f"tokenizer.ggml.{name}"
             return checked(key, lambda: metadata.boolean(key, default))
 
-        add_bos = flag("add_bos_token", self._spm or self._pre.add_bos)
+        add_bos = flag("add_bos_token", self.is_sentencepiece or self._pre.add_bos)
         self.add_bos = self.bos is not None and (add_bos or vocab.model == "gemma4")
         self.add_eos = self.eos is not None and flag("add_eos_token", False)
-        self._space_prefix = self._spm and flag("add_space_prefix", True)
+        self._space_prefix = self.is_sentencepiece and flag("add_space_prefix", True)
         kinds = vocab.kinds
         special = np.flatnonzero((kinds == CONTROL) | (kinds == USER_DEFINED) | (kinds == UNKNOWN)).tolist()
         texts = vocab.texts
         special.sort(key=lambda id: -len(texts[id].encode("utf-8", "replace")))
         self._special = [(texts[id], id) for id in special]
         self._user_defined = [(texts[id], id) for id in special if kinds[id] == USER_DEFINED]
-        self.hf = _build_spm(vocab) if self._spm else _build_bpe(vocab, self._pre, metadata)
+        self.hf = _build_spm(vocab) if self.is_sentencepiece else _build_bpe(vocab, self._pre, metadata)
 
     @classmethod
     def from_gguf(cls, g: HasMetadata) -> Tokenizer:

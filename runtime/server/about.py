@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from .. import __version__
-from . import openai, wire
+from . import ollama, openai, wire
 from .failures import HTTPFailure
 from .generation import Generation
 from .service import Service, Unavailable
@@ -27,7 +28,7 @@ async def health(request: Request) -> Response:
 async def models(request: Request) -> Response:
     """The list of models, which holds one."""
     service: Service = request.app.state.service
-    return wire.reply({"object": "list", "data": [_model(service)], "models": []})
+    return wire.reply({"object": "list", "data": [_model(service)], "models": [ollama.model(service)]})
 
 
 async def model(request: Request) -> Response:
@@ -43,11 +44,12 @@ def _model(service: Service) -> dict[str, Any]:
     engine = service.engine
     config = engine.model.config
     meta = {
-        "vocab_type": 2,
+        "vocab_type": 1 if service.tokenizer.is_sentencepiece else 2,
         "n_vocab": config.vocab_size,
         "n_ctx": engine.context,
         "n_ctx_train": config.context,
         "n_embd": config.d_model,
+        "n_params": sum(math.prod(info.shape) for info in engine.model.gguf.tensors.values()),
         "size": engine.model.gguf.nbytes,
     }
     fields = {"id": service.model_name, "object": "model", "created": int(service.started)}

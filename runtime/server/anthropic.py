@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import AsyncGenerator, Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any
 
 import msgspec
 from starlette.requests import Request
@@ -17,7 +18,7 @@ from .failures import Body as ErrorBody
 from .fields import SamplingFields
 from .generation import Ask, End, Generation, Piece, ToolPiece, count, start
 from .service import Service
-from .shapes import AnthropicMessage, AnthropicTool, AnthropicToolChoice
+from .shapes import AnthropicMessage, AnthropicTool, AnthropicToolChoice, TextBlock, between
 
 ERROR_TYPES = {
     400: "invalid_request_error",
@@ -30,27 +31,28 @@ ERROR_TYPES = {
 }
 
 
-class MessagesBody(msgspec.Struct, kw_only=True):
-    messages: list[AnthropicMessage]
-    max_tokens: int | None = None  # required, but for counting
-    system: str | list[dict[str, Any]] | None = None
+class CountBody(msgspec.Struct, kw_only=True):
+    messages: Annotated[list[AnthropicMessage], msgspec.Meta(min_length=1)]
+    system: str | list[TextBlock] | None = None
+    tools: list[AnthropicTool] | None = None
+    tool_choice: AnthropicToolChoice | None = None
+
+
+class MessagesBody(CountBody, kw_only=True):
+    max_tokens: Annotated[int, between(1)]
     stop_sequences: list[str] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     stream: bool | None = None
-    tools: list[AnthropicTool] | None = None
-    tool_choice: AnthropicToolChoice | None = None
 
 
 async def messages(request: Request, body: MessagesBody) -> Response:
     """Anthropic's chat."""
     service: Service = request.app.state.service
-    if body.max_tokens is None:
-        raise UserError("'max_tokens' is missing")
     if body.max_tokens < 1:
         raise UserError(f"'max_tokens' is {body.max_tokens}, must be at least 1")
-    generation = await start(service, _ask(service, body))
+    generation = await start(service, _sampled(service, body))
     if body.stream:
         return wire.EventStream(_events(service, generation), generation.close, ping=_event("ping"), failed=_failed)
     answer = await wire.whole(request, generation)
@@ -61,23 +63,29 @@ async def messages(request: Request, body: MessagesBody) -> Response:
     return wire.reply({**_message(service, content), **_stop(answer.end), "usage": _usage(answer.end)})
 
 
-async def count_tokens(request: Request, body: MessagesBody) -> Response:
+async def count_tokens(request: Request, body: CountBody) -> Response:
     """How many tokens Anthropic's chat would read."""
     service: Service = request.app.state.service
-    return wire.reply({"input_tokens": await count(service, _ask(service, body))})
+    return wire.reply({"input_tokens": await count(service, _ask(body))})
 
 
 # -- the question --
 
 
-def _ask(service: Service, body: MessagesBody) -> Ask:
+def _sampled(service: Service, body: MessagesBody) -> Ask:
     given = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
     shared = SamplingFields(**given, stop=body.stop_sequences)
+    return replace(
+        _ask(body),
+        sampling=fields.sampling(service, shared),
+        max_tokens=body.max_tokens,
+        stop=fields.stops(service, shared),
+    )
+
+
+def _ask(body: CountBody) -> Ask:
     return Ask(
         messages=_conversation(body),
-        sampling=fields.sampling(service, shared),
-        max_tokens=-1 if body.max_tokens is None else body.max_tokens,
-        stop=fields.stops(service, shared),
         tools=[_tool(i, tool) for i, tool in enumerate(body.tools or ())],
         tool_choice=_tool_choice(body.tool_choice) if body.tools else "auto",
         parallel_tool_calls=not (body.tool_choice or {}).get("disable_parallel_tool_use"),
@@ -105,10 +113,8 @@ def _tool_choice(given: dict[str, Any] | None) -> str:
     return choice
 
 
-def _conversation(body: MessagesBody) -> list[dict[str, Any]]:
+def _conversation(body: CountBody) -> list[dict[str, Any]]:
     """Messages as chat templates know them: a tool's result is a message of its own."""
-    if not body.messages:
-        raise UserError("'messages' must be a list with at least one message")
     system = body.system if isinstance(body.system, str) else _joined(body.system or [], "system")
     out: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     for i, message in enumerate(body.messages):

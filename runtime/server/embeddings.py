@@ -11,6 +11,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..errors import UserError
 from . import openai, wire
 from .generation import Ask, close_all, start_all
 from .openai_completions import prompts
@@ -19,18 +20,22 @@ from .shapes import Prompt
 
 
 class EmbeddingBody(msgspec.Struct):
-    """OpenAI's `input`, llama-server's `content`, llamafile's `prompt`. `dimensions` cannot be honoured."""
+    """OpenAI's `input`, llama-server's `content`, llamafile's `prompt`. `dimensions` must be what the model has."""
 
     input: Prompt = None
     content: Prompt = None
     prompt: Prompt = None
     encoding_format: Literal["float", "base64"] | None = None
     pooling: Literal["mean", "last"] | None = None
+    dimensions: int | None = None
 
 
 async def embeddings(request: Request, body: EmbeddingBody) -> Response:
     """OpenAI's embeddings."""
     service: Service = request.app.state.service
+    width = service.engine.model.config.d_model
+    if body.dimensions not in (None, width):
+        raise UserError(f"'dimensions' is {body.dimensions}; this model has {width}")
     vectors, tokens = await embedded(request, _texts(body), body.pooling or "mean")
     data = []
     for index, vector in enumerate(vectors):

@@ -15,7 +15,7 @@ from .service import Service
 from .shapes import JSONSchema, LogitBias, ResponseFormat
 
 # Field of a body: field of Sampling.
-_SAMPLING = {
+SAMPLING_NAMES = {
     name: name
     for name in (
         *("temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty", "repeat_last_n", "min_keep"),
@@ -23,6 +23,7 @@ _SAMPLING = {
     )
 } | {"repetition_penalty": "repeat_penalty"}
 MAX_STOPS = 64
+MAX_LOGPROBS = 100
 
 
 class SamplingFields(msgspec.Struct):
@@ -61,7 +62,7 @@ class SamplingFields(msgspec.Struct):
 
 def sampling(service: Service, body: SamplingFields, *, n_probs: int = -1) -> Sampling:
     """The server's settings with the body's over them. Raises UserError naming the field."""
-    given = {ours: value for name, ours in _SAMPLING.items() if (value := getattr(body, name)) is not None}
+    given = {ours: value for name, ours in SAMPLING_NAMES.items() if (value := getattr(body, name)) is not None}
     if isinstance(given.get("samplers"), list):
         given["samplers"] = tuple(given["samplers"])
     bias = _bias(service, body.logit_bias)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import ContextFull, LayerliftError
 from ..request import Done, Event, Prefill, Request, Timings, Token
 from ..sampler import Sampling
-from .toolcalls import CallPiece, TextPiece, Tools
+from .toolcalls import CallPiece, TextPiece, Tools, parsed_arguments
 
 if TYPE_CHECKING:
     from .service import Service
@@ -136,7 +136,7 @@ def prepare(service: Service, ask: Ask) -> Prepared:
         source, parallel = service.template.source, ask.parallel_tool_calls
         tools = Tools.choose(ask.tools, ask.tool_choice, source, parallel=parallel)
     if ask.messages is not None:
-        messages = tools.messages(ask.messages) if tools else ask.messages
+        messages = tools.messages(ask.messages) if tools else list(map(parsed_arguments, ask.messages))
         described = tools.for_template if tools else None
         prompt = service.template.render(messages, tools=described, **ask.template_fields)
         prompt += tools.opening if tools else ""

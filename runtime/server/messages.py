@@ -9,16 +9,14 @@ from ..errors import UserError
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 
 
-def checked_messages(messages: Any) -> list[dict[str, Any]]:
+def checked_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Messages with roles that templates know. Raises UserError naming the field."""
-    if not isinstance(messages, list) or not messages:
-        raise UserError("'messages' must be a list with at least one message")
     return [checked_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
-def checked_message(message: Any, where: str) -> dict[str, Any]:
+def checked_message(message: dict[str, Any], where: str) -> dict[str, Any]:
     """One message, which the request has at `where`. Raises UserError naming the field."""
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+    if not isinstance(message.get("role"), str):
         raise UserError(f"'{where}' must be an object with a role")
     role = "system" if message["role"] == "developer" else message["role"]
     content = message.get("content")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,21 +14,21 @@ from ..errors import UserError
 from ..request import Token
 from . import fields, openai, wire
 from .about import settings
-from .fields import SamplingFields
+from .fields import MAX_LOGPROBS, SamplingFields
 from .generation import Ask, End, Generation, Piece, Progress, close_all, start_all
 from .openai_chat import merged
 from .openai_completions import MAX_PROMPTS
 from .service import Service
-from .shapes import MixedPrompt
+from .shapes import Limit, MixedPrompt, between
 
 STOP_TYPE = {"eos": "eos", "stop": "word", "length": "limit", "context": "limit", "cancelled": "none"}
 
 
-class NativeBody(SamplingFields):
-    prompt: MixedPrompt = None
-    n_predict: int | None = None
-    max_tokens: int | None = None
-    n_probs: int | None = None
+class NativeBody(SamplingFields, kw_only=True):
+    prompt: MixedPrompt
+    n_predict: Limit = None
+    max_tokens: Limit = None
+    n_probs: Annotated[int | None, between(0, MAX_LOGPROBS)] = None
     id_slot: int | None = None
 
 
@@ -88,10 +88,7 @@ def _joined(service: Service, parts: list[Any]) -> list[int]:
 
 
 def _probs(body: NativeBody) -> int:
-    probs = body.n_probs or 0
-    if not 0 <= probs <= 100:
-        raise UserError(f"'n_probs' is {probs}, must be between 0 and 100")
-    return probs
+    return fields.within("n_probs", body.n_probs, 0, 0, MAX_LOGPROBS)
 
 
 def _ask(service: Service, body: NativeBody, prompt: str | list[int]) -> Ask:

@@ -213,14 +213,14 @@ def _figures(end: End) -> dict[str, Any]:
 async def tags(request: Request) -> Response:
     """Ollama's list of models."""
     service: Service = request.app.state.service
-    return wire.reply({"models": [_model(service)]})
+    return wire.reply({"models": [model(service)]})
 
 
 async def running(request: Request) -> Response:
     """Ollama's list of loaded models."""
     service: Service = request.app.state.service
     never = "9999-12-31T23:59:59Z"  # the model stays until the server ends
-    return wire.reply({"models": [{**_model(service), "expires_at": never, "size_vram": 0}]})
+    return wire.reply({"models": [{**model(service), "expires_at": never, "size_vram": 0}]})
 
 
 async def show(request: Request, body: OllamaShowBody) -> Response:
@@ -249,7 +249,8 @@ async def version(request: Request) -> Response:
     return wire.reply({"version": __version__})
 
 
-def _model(service: Service) -> dict[str, Any]:
+def model(service: Service) -> dict[str, Any]:
+    """What lists say of the model."""
     name = service.model_name
     loaded = datetime.fromtimestamp(service.started, timezone.utc).isoformat()
     return {
@@ -259,6 +260,7 @@ def _model(service: Service) -> dict[str, Any]:
         "size": service.engine.model.gguf.nbytes,
         "digest": "",
         "details": _details(service),
+        "capabilities": ["completion", "tools"],
     }
 
 

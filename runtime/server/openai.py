@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
@@ -45,6 +46,11 @@ def usage(ends: list[End], prompts: int | None = None) -> dict[str, Any]:
         "total_tokens": prompt + generated,
         "prompt_tokens_details": {"cached_tokens": sum(end.timings.cached_tokens for end in ends)},
     }
+
+
+def wants_usage(stream_options: Mapping[str, Any] | None) -> bool:
+    """Whether a stream is to end with a chunk of usage; all others have the field as null then."""
+    return bool((stream_options or {}).get("include_usage"))
 
 
 def timings(t: Timings) -> dict[str, Any]:

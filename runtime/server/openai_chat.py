@@ -5,31 +5,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import UserError
 from . import fields, openai, wire
-from .fields import SamplingFields
+from .fields import MAX_LOGPROBS, SamplingFields
 from .generation import Ask, End, Generation, Piece, Progress, ToolPiece, close_all, start_all
 from .messages import checked_messages
 from .service import Service
-from .shapes import Message, StreamOptions, Tool, ToolChoice
+from .shapes import Limit, Messages, StreamOptions, Tool, ToolChoice, between
 
 MAX_ANSWERS = 16  # of `n`
 TEMPLATE_FIELDS = ("enable_thinking", "date_string", "documents", "reasoning_effort")  # a request may set these
 
 
-class ChatBody(SamplingFields):
-    messages: list[Message] | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    n_predict: int | None = None
-    n: int | None = None
+class ChatBody(SamplingFields, kw_only=True):
+    messages: Messages
+    max_tokens: Limit = None
+    max_completion_tokens: Limit = None
+    n_predict: Limit = None
+    n: Annotated[int | None, between(1, MAX_ANSWERS)] = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int | None, between(0, MAX_LOGPROBS)] = None
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -65,7 +65,7 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
 
 def to_ask(service: Service, body: ChatBody) -> Ask:
     """The question of a body. Raises UserError naming the field."""
-    top = fields.within("top_logprobs", body.top_logprobs, 0, 0, 100)
+    top = fields.within("top_logprobs", body.top_logprobs, 0, 0, MAX_LOGPROBS)
     if top and not body.logprobs:
         raise UserError("'top_logprobs' needs 'logprobs'")
     limit = fields.limit("max_tokens", body.max_completion_tokens, body.max_tokens, body.n_predict)
@@ -117,7 +117,9 @@ def _choice(service: Service, body: ChatBody, index: int, answer: wire.Whole) ->
 
 async def _chunks(service: Service, body: ChatBody, generations: list[Generation]) -> AsyncGenerator[bytes, None]:
     head = openai.envelope(service, "chat.completion.chunk", "chatcmpl-")
-    include_usage = bool((body.stream_options or {}).get("include_usage"))
+    include_usage = openai.wants_usage(body.stream_options)
+    if include_usage:
+        head["usage"] = None  # until the last chunk
     ends: list[End] = []
 
     def chunk(index: int, delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:

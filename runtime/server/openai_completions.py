@@ -7,7 +7,7 @@ import codecs
 import math
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,11 +15,11 @@ from starlette.responses import Response
 from ..errors import UserError
 from ..request import Token
 from . import fields, openai, wire
-from .fields import SamplingFields
+from .fields import MAX_LOGPROBS, SamplingFields
 from .generation import Ask, End, Generation, Piece, Progress, close_all, start_all
 from .openai_chat import MAX_ANSWERS, merged
 from .service import Service
-from .shapes import Prompt, StreamOptions
+from .shapes import Limit, Prompt, StreamOptions, between
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
@@ -28,14 +28,14 @@ MAX_PROMPTS = 256
 DEFAULT_TOKENS = 16  # OpenAI's own default of max_tokens
 
 
-class CompletionBody(SamplingFields):
-    prompt: Prompt = None
-    max_tokens: int | None = None
-    n_predict: int | None = None
-    n: int | None = None
-    best_of: int | None = None
+class CompletionBody(SamplingFields, kw_only=True):
+    prompt: Prompt
+    max_tokens: Limit = None
+    n_predict: Limit = None
+    n: Annotated[int | None, between(1, MAX_ANSWERS)] = None
+    best_of: Annotated[int | None, between(1, MAX_ANSWERS)] = None
     echo: bool | None = None
-    logprobs: int | bool | None = None
+    logprobs: Annotated[int | bool | None, between(0, MAX_LOGPROBS)] = None
     suffix: str | None = None
     stream_options: StreamOptions | None = None
 
@@ -92,8 +92,8 @@ def _is_id(value: Any) -> bool:
 def _ask(service: Service, body: CompletionBody, prompt: str | list[int]) -> Ask:
     limit = fields.limit("max_tokens", body.max_tokens, body.n_predict, default=DEFAULT_TOKENS)
     probs = _probs(body)
-    if not -1 <= probs <= 100:
-        raise UserError(f"'logprobs' is {probs}, must be between 0 and 100")
+    if not -1 <= probs <= MAX_LOGPROBS:
+        raise UserError(f"'logprobs' is {probs}, must be between 0 and {MAX_LOGPROBS}")
     ranked = max(probs, 0) if body.best_of else probs
     return replace(
         fields.ask(service, body, max_tokens=limit, n_probs=ranked, constraint=fields.constraint(body)),
@@ -193,6 +193,9 @@ async def _chunks(
     service: Service, body: CompletionBody, generations: list[Generation], times: int
 ) -> AsyncGenerator[bytes, None]:
     head = openai.envelope(service, "text_completion", "cmpl-")
+    include_usage = openai.wants_usage(body.stream_options)
+    if include_usage:
+        head["usage"] = None  # until the last chunk
     ends: list[End] = []
     echoed = [_shown_prompt(service, generation) if body.echo else "" for generation in generations]
     places = [_Places(service.tokenizer, prompt) for prompt in echoed]
@@ -226,7 +229,7 @@ async def _chunks(
             yield chunk(
                 index, "", openai.FINISH[event.reason], logprobs=logprobs, timings=openai.timings(event.timings)
             )
-    if (body.stream_options or {}).get("include_usage"):
+    if include_usage:
         prompt_tokens = sum(each.prompt_tokens for each in generations[::times])
         yield wire.event({**head, "choices": [], "usage": openai.usage(ends, prompt_tokens)})
     yield wire.DONE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .. import __version__
+from ..sampler import BOUNDS
 from . import failures, wire
+from .fields import SAMPLING_NAMES
 
 if TYPE_CHECKING:
     from .routes import Entry
@@ -36,6 +39,8 @@ def document(entries: tuple[Entry, ...]) -> dict[str, Any]:
     kinds = list(dict.fromkeys(entry.body for entry in entries if entry.body is not None))
     schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     bodies = dict(zip(kinds, schemas, strict=True))
+    for component in components.values():
+        _add_bounds(component["properties"])
     paths: dict[str, dict[str, Any]] = {}
     for entry in entries:
         operation = _operation(entry, bodies)
@@ -47,6 +52,14 @@ def document(entries: tuple[Entry, ...]) -> dict[str, Any]:
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }
+
+
+def _add_bounds(properties: dict[str, dict[str, Any]]) -> None:
+    """The ranges of what decides how tokens are chosen, which are checked where it is used."""
+    for name, sampling in SAMPLING_NAMES.items():
+        low, high = BOUNDS.get(sampling, (-math.inf, math.inf))
+        if name in properties:
+            properties[name] |= {k: v for k, v in (("minimum", low), ("maximum", high)) if math.isfinite(v)}
 
 
 def _operation(entry: Entry, bodies: dict[type, dict[str, Any]]) -> dict[str, Any]:

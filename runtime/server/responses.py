@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from starlette.requests import Request
@@ -15,12 +15,12 @@ from starlette.responses import Response
 from ..errors import UserError
 from . import fields, response_items, wire
 from .failures import HTTPFailure
-from .fields import SamplingFields
+from .fields import MAX_LOGPROBS, SamplingFields
 from .generation import Ask, Generation, count, start
 from .openai_chat import tool_choice
 from .response_writer import Writer
 from .service import Service
-from .shapes import FlatFormat, FlatTool, FlatToolChoice, InputItem
+from .shapes import Absent, FlatFormat, FlatTool, FlatToolChoice, InputItem, Limit, between
 
 LOGPROBS = "message.output_text.logprobs"  # of `include`
 UNSUPPORTED = ("background", "conversation", "prompt")
@@ -35,18 +35,18 @@ class ResponsesBody(SamplingFields):
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None
-    max_output_tokens: int | None = None
+    max_output_tokens: Limit = None
     text: TextFormat | None = None
     tools: list[FlatTool] | None = None
     tool_choice: FlatToolChoice | None = None
     parallel_tool_calls: bool | None = None
     include: list[str] | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int | None, between(0, MAX_LOGPROBS)] = None
     metadata: dict[str, str] | None = None
-    truncation: Literal["auto", "disabled"] | None = None
-    background: bool | None = None
-    conversation: Any = None
-    prompt: Any = None
+    truncation: Literal["disabled"] | None = None
+    background: Absent = None
+    conversation: Absent = None
+    prompt: Absent = None
 
 
 async def responses(request: Request, body: ResponsesBody) -> Response:
@@ -103,8 +103,6 @@ def _conversation(service: Service, body: ResponsesBody) -> list[dict[str, Any]]
     for name in UNSUPPORTED:
         if getattr(body, name):
             raise UserError(f"{name!r} is not supported", hint="leave it out")
-    if body.truncation == "auto":
-        raise UserError("'truncation' must be disabled", hint="what does not fit the context is refused")
     said: list[dict[str, Any]] = []
     if body.previous_response_id is not None:
         kept = service.recall.find(body.previous_response_id)
@@ -119,7 +117,7 @@ def _conversation(service: Service, body: ResponsesBody) -> list[dict[str, Any]]
 
 
 def _ask(service: Service, body: ResponsesBody, said: list[dict[str, Any]]) -> Ask:
-    top = fields.within("top_logprobs", body.top_logprobs, 0, 0, 100)
+    top = fields.within("top_logprobs", body.top_logprobs, 0, 0, MAX_LOGPROBS)
     n_probs = top if top or LOGPROBS in (body.include or ()) else -1
     wanted = body.text.format if body.text else None
     constraint = fields.response_format(wanted, "text.format") or fields.constraint(body)

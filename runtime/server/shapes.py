@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import msgspec
 
+_JSON = {"type": "string", "contentMediaType": "application/json", "pattern": r"^\s*\{.*\}\s*$"}
 _TEXT, _NULL = {"type": "string"}, {"type": "null"}
-_TOKENS = {"type": "array", "items": {"type": "integer"}}
+_TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _SCHEMA = {"type": ["object", "boolean"]}
 
 
@@ -23,6 +24,10 @@ def _list(shape: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": shape}
 
 
+def _some(shape: dict[str, Any]) -> dict[str, Any]:
+    return {**_list(shape), "minItems": 1}
+
+
 def _content(*kinds: str) -> dict[str, Any]:
     """A text, or parts of these types that are text."""
     return _either(_TEXT, _list(_object("type", "text", type={"enum": list(kinds)}, text=_TEXT)))
@@ -32,7 +37,16 @@ def _like(shape: dict[str, Any]) -> msgspec.Meta:
     return msgspec.Meta(extra_json_schema=shape)
 
 
-_CALL = _object("function", id=_TEXT, type={"const": "function"}, function=_object("name", name=_TEXT, arguments=_TEXT))
+def between(low: int, high: int | None = None) -> msgspec.Meta:
+    """The shape of a count; None is no limit."""
+    return _like({"minimum": low} if high is None else {"minimum": low, "maximum": high})
+
+
+Limit = Annotated[int | None, between(-1)]  # of tokens; -1 is none
+Absent = Annotated[Any, _like({"type": "null"})]  # what OpenAI has and this server has not
+
+
+_CALL = _object("function", id=_TEXT, type={"const": "function"}, function=_object("name", name=_TEXT, arguments=_JSON))
 _FUNCTION = _object("name", name=_TEXT, description=_TEXT, parameters={"type": "object"})
 
 Message = Annotated[
@@ -47,6 +61,7 @@ Message = Annotated[
         )
     ),
 ]
+Messages = Annotated[list[Message], msgspec.Meta(min_length=1)]
 Tool = Annotated[dict[str, Any], _like(_object("type", "function", type={"const": "function"}, function=_FUNCTION))]
 ToolChoice = Annotated[
     str | dict[str, Any],
@@ -64,8 +79,10 @@ ResponseFormat = Annotated[
 ]
 StreamOptions = Annotated[dict[str, Any], _like(_object(include_usage={"type": "boolean"}))]
 
-Prompt = Annotated[Any, _like(_either(_TEXT, _TOKENS, _list(_either(_TEXT, _TOKENS)), _NULL))]
-MixedPrompt = Annotated[Any, _like(_either(_TEXT, _list(_either(_TEXT, {"type": "integer"})), _list(_TOKENS), _NULL))]
+Prompt = Annotated[Any, _like(_either(_TEXT, _TOKENS, _some(_either(_TEXT, _TOKENS))))]
+MixedPrompt = Annotated[
+    Any, _like(_either(_TEXT, _some(_either(_TEXT, {"type": "integer", "minimum": 0})), _some(_TOKENS)))
+]
 LogitBias = Annotated[
     Any,
     _like(
@@ -93,7 +110,7 @@ InputItem = Annotated[
                 type={"const": "function_call"},
                 call_id=_TEXT,
                 name=_TEXT,
-                arguments=_TEXT,
+                arguments=_JSON,
             ),
             _object(
                 *("type", "call_id", "output"),
@@ -120,6 +137,7 @@ FlatFormat = Annotated[
     _like(_object("type", type={"enum": ["text", "json_object", "json_schema"]}, name=_TEXT, schema=_SCHEMA)),
 ]
 
+TextBlock = Annotated[dict[str, Any], _like(_object("type", "text", type={"const": "text"}, text=_TEXT))]
 AnthropicMessage = Annotated[
     dict[str, Any], _like(_object("role", "content", role={"enum": ["user", "assistant"]}, content=_content("text")))
 ]

@@ -14,7 +14,7 @@ from .generation import prepare
 from .messages import checked_messages
 from .openai_chat import ChatBody, to_ask
 from .service import Service
-from .shapes import Message
+from .shapes import Messages
 
 
 class TokenizeBody(msgspec.Struct):
@@ -22,7 +22,7 @@ class TokenizeBody(msgspec.Struct):
 
     content: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: Messages | None = None
     add_special: bool | None = None
     add_special_tokens: bool | None = None
     parse_special: bool | None = None

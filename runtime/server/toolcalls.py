@@ -119,7 +119,7 @@ class Tools:
 
     def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The conversation as the template takes it: where it knows no tools, they and their calls become text."""
-        plain = [_parsed_arguments(message) for message in messages]
+        plain = [parsed_arguments(message) for message in messages]
         if self.native:
             return plain
         described = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in self.described)
@@ -137,7 +137,7 @@ def _with_definitions(call: dict[str, Any], key: str) -> dict[str, Any]:
     return {**call, **moved}
 
 
-def _parsed_arguments(message: Mapping[str, Any]) -> dict[str, Any]:
+def parsed_arguments(message: Mapping[str, Any]) -> dict[str, Any]:
     """Templates take the arguments of a call as an object; clients send them as JSON text."""
     calls = message.get("tool_calls")
     if not isinstance(calls, list):

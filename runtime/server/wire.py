@@ -6,6 +6,7 @@ Knows HTTP and JSON, and nothing of what they carry.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from .generation import End, Generation, Piece, ToolPiece
 T = TypeVar("T")
 PING_SECONDS = 15.0
 MAX_DEPTH = 64  # of arrays and objects in a body
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -67,6 +69,8 @@ def _field(message: str) -> str:
     """msgspec's words with the field in front: "'messages[0].role': Expected `str`, got `int`"."""
     text, _, path = message.partition(" - at `$")
     field = path.rstrip("`").lstrip(".")
+    if missing := _MISSING.fullmatch(text):
+        return f"'{field}{'.' if field else ''}{missing[1]}' is missing"
     return f"'{field}': {text}" if field else text
 
 
