@@ -17,6 +17,8 @@ import pytest
 from chromium import watched
 from webpage import answer, ask
 
+GREEDY = {"temperature": 0, "max_tokens": 48}  # as `page` sets them
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
@@ -69,27 +71,63 @@ def page(served, browser):
         yield page
 
 
-def test_a_question_is_answered_with_figures_and_kept(page):
-    ask(page, "What is the capital of France?")
-    first = answer(page)
-    text = first.locator(".prose").inner_text()
-    assert text
+def posted(served: str, path: str, **body) -> dict:
+    """What the server answers to a program."""
+    headers = {"Authorization": "Bearer a key", "Content-Type": "application/json"}
+    request = urllib.request.Request(served + path, json.dumps({**GREEDY, **body}).encode(), headers)
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.load(answer)
+
+
+def said(served: str, *talk: str) -> str:
+    """The answer to the last question of a talk."""
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(talk)]
+    return posted(served, "v1/chat/completions", messages=messages)["choices"][0]["message"]["content"]
+
+
+def words(text: str) -> list[str]:
+    """What stays the same when a text is shown as Markdown."""
+    return re.findall(r"[A-Za-z]+", text)
+
+
+def finished(page, number: int):
+    """Answer `number`, counted from 0, once it is whole."""
+    article = page.get_by_role("article", name="Assistant").nth(number)
+    article.get_by_label("Answer again").wait_for()
+    return article
+
+
+def shown(article) -> str:
+    return article.locator(".prose").inner_text()
+
+
+def test_a_question_is_answered_with_figures_and_kept(page, served):
+    talk = ["What is the capital of France? Answer in one sentence."]
+    ask(page, talk[0])
+    first = finished(page, 0)
+    talk.append(said(served, *talk))
+    assert "Paris" in talk[1]
+    assert words(shown(first)) == words(talk[1])
     assert "tokens/s · prompt of" in first.locator(".figures").inner_text()
     ask(page, "And of Italy?")
-    assert answer(page).locator(".prose").inner_text()
+    second = shown(finished(page, 1))
+    assert words(second) == words(said(served, *talk, "And of Italy?"))
     page.reload()
-    assert answer(page, 0).locator(".prose").inner_text() == text
+    assert shown(finished(page, 0)) == talk[1]
+    assert shown(finished(page, 1)) == second
     page.get_by_label("Context used").wait_for()  # the server's context is asked for after the page is there
 
 
-def test_another_answer_stands_beside_the_first(page):
+def test_another_answer_stands_beside_the_first(page, served):
     ask(page, "Name three colours.")
-    before = answer(page).locator(".prose").inner_text()
-    answer(page).get_by_label("Answer again").click()
-    page.get_by_text("2 / 2").wait_for()
-    assert answer(page).locator(".prose").inner_text()
-    answer(page).get_by_label("Previous alternative").click()
-    assert answer(page).locator(".prose").inner_text() == before
+    before = shown(finished(page, 0))
+    assert words(before) == words(said(served, "Name three colours."))
+    finished(page, 0).get_by_label("Answer again").click()
+    page.get_by_text("2 / 2").wait_for()  # which is there once the second is whole
+    assert shown(finished(page, 0)) == before
+    finished(page, 0).get_by_label("Previous alternative").click()
+    page.get_by_text("1 / 2").wait_for()
+    assert shown(finished(page, 0)) == before
 
 
 def test_a_stop_frees_the_server(page, served):
@@ -115,13 +153,16 @@ def test_a_prompt_that_is_too_long_is_refused_in_words(page):
     assert "context" in answer(page).get_by_role("alert").inner_text().lower()
 
 
-def test_a_completion_has_probabilities(page):
+def test_a_completion_has_probabilities(page, served):
     page.get_by_role("link", name="Completion").click()
     page.get_by_label("Text to go on from").fill("The capital of France is")
     page.keyboard.press("Control+Enter")
     page.get_by_role("button", name="Write on").wait_for()
-    page.get_by_role("option").nth(1).wait_for()
-    page.get_by_role("option").first.click()
+    tokens = page.get_by_role("option")
+    tokens.nth(1).wait_for()
+    wanted = posted(served, "completion", prompt="The capital of France is")["content"]
+    assert words("".join(tokens.all_text_contents())) == words(wanted)
+    tokens.first.click()
     shares = page.get_by_label("Probabilities").locator("tbody tr")
     assert shares.count() == 5
     chances = [float(row.split()[-2].rstrip("%")) for row in shares.all_inner_texts()]
