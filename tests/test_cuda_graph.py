@@ -18,7 +18,7 @@ from layerlift.runtime.sampler import Sampling
 from paper import forward
 from test_cuda_backend import SMALL
 
-TOKENS = [1, 7, 250, 33, 4, 99, 12, 8, 3, 200, 41, 17, 5]
+TOKENS = [1, 7, 250, 33, 4, 99, 12, 8]
 
 
 @pytest.fixture
@@ -187,23 +187,23 @@ def test_the_engine_answers_as_without_a_gpu(tiny, cuda):
             Model.load(tiny("F32"), context=100, **options) as model,
             Engine(model, context=100, kv_dtype="f32") as engine,
         ):
-            request = Request(TOKENS[:6], Sampling(temperature=0), max_tokens=12, ignore_eos=True)
+            request = Request(TOKENS[:6], Sampling(temperature=0), max_tokens=8, ignore_eos=True)
             return engine.submit(request).result().tokens
 
     assert answer(ngl=999, gpu="nvidia") == answer(ngl=0)
-    assert cuda.calls["graphLaunch"] >= 9
+    assert cuda.calls["graphLaunch"] >= 5
 
 
 def test_drawn_tokens_repeat_with_their_seed_whatever_else_is_in_the_steps(tiny, cuda):
-    drawn = Request(TOKENS[:6], Sampling(seed=11), max_tokens=10, ignore_eos=True)
-    other = Request(TOKENS[:5], Sampling(temperature=0.9, n_probs=2, seed=4), max_tokens=7, ignore_eos=True)
+    drawn = Request(TOKENS[:6], Sampling(seed=11), max_tokens=6, ignore_eos=True)
+    other = Request(TOKENS[:5], Sampling(temperature=0.9, n_probs=2, seed=4), max_tokens=4, ignore_eos=True)
     with on_device(tiny) as engine:
         alone = [t.id for t in engine.submit(drawn).result().tokens]
         assert cuda.ran.count("sample_pick") >= len(alone)
         together = [engine.submit(request) for request in (drawn, other)]
         assert [t.id for t in together[0].result().tokens] == alone
         assert all(t.logprob is not None for t in together[1].result().tokens), "these need all logits on the host"
-        again = Request(TOKENS[:6], Sampling(seed=12), max_tokens=10, ignore_eos=True)
+        again = Request(TOKENS[:6], Sampling(seed=12), max_tokens=6, ignore_eos=True)
         assert [t.id for t in engine.submit(again).result().tokens] != alone
 
 
@@ -217,8 +217,8 @@ def test_the_next_step_starts_before_the_host_has_the_token(tiny, cuda):
             take(event)
 
         cuda.eventSynchronize = waiting
-        engine.submit(Request(TOKENS[:6], Sampling(seed=3), max_tokens=8, ignore_eos=True)).result()
-    assert len(seen) == 8
+        engine.submit(Request(TOKENS[:6], Sampling(seed=3), max_tokens=5, ignore_eos=True)).result()
+    assert len(seen) == 5
     assert all(queued > before for queued, before in seen[:-1]), "the device had nothing to go on with"
     assert seen[-1][0] == seen[-1][1], "a step behind the last token"
 
