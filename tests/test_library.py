@@ -7,7 +7,9 @@ import zipfile
 
 import pytest
 from layerlift.runtime import library, sources
+from layerlift.runtime.cli import main
 from layerlift.runtime.errors import UserError
+from packing import ANSWER
 from stores import hub_file, ollama_model, put
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -40,6 +42,24 @@ def test_every_store_is_listed_once(home, tmp_path, monkeypatch):
     for short, name in (("llama3.2", "ollama:llama3.2"), ("lm-q6_k", "lmstudio:pub/lm/lm-Q6_K"), ("fla", "flat")):
         assert library.find(short)[0].name == name
         assert os.path.realpath(sources.resolve(short)) == os.path.realpath(library.find(short)[0].path)
+
+
+def test_a_model_in_any_store_answers_by_its_name(home, tiny, capsys):
+    data = tiny().read_bytes()
+    ollama_model(home / ".ollama" / "models", "tiny", "latest").write_bytes(data)
+    put(home / ".lmstudio" / "models" / "pub" / "model" / "lm.gguf", data)
+    hub_file(home / ".cache" / "huggingface" / "hub", "org/repo", "m-F32.gguf", data)
+    answers = []
+    for name in (str(tiny()), "ollama:tiny", "lmstudio:pub/model/lm", "hf:org/repo", "hf:org/repo:F32"):
+        assert main(["-m", name, *ANSWER]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers == [answers[0]] * 5
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines] == [
+        ["hf:org/repo:m-F32.gguf", "llama", "F32"], ["ollama:tiny", "llama", "F32"],
+        ["lmstudio:pub/model/lm", "llama", "F32"],
+    ]  # fmt: skip
 
 
 def test_a_name_that_could_be_several_is_refused(tmp_path):
