@@ -1,9 +1,10 @@
 """GB/s and Gop/s of each op of the CPU backend, beside what this machine can read and multiply at most.
 
-    python -m layerlift.bench.ops [--op matmul] [--formats Q6_K,Q8_0] [-t 2] [--mib 512]
+    python -m layerlift.bench.ops [--backend opencl] [--op matmul] [--formats Q6_K,Q8_0] [-t 2] [--mib 512]
 
 The shapes are those of Llama 3.2 1B. What one token reads is larger than any cache, so that it comes from memory; the
-same table of limits says how far a kernel is from the wall it stands before.
+same table of limits says how far a kernel is from the wall it stands before. OpenCL is measured here where its device
+is the processor, so that the limits are its own; bench/gpu.py has a GPU's.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.base import AttnSpec, Norm, RopeSpec, Span, Step
+from ..backends.base import Array, AttnSpec, Backend, Norm, RopeSpec, Span, Step
 from ..backends.cpu import CpuBackend
 from ..backends.formats import BY_NAME
+from ..backends.opencl import OpenCLBackend
 from ..backends.random_blocks import random_rows
 from .machine import describe_machine, save
 from .synth import SHAPES
@@ -85,8 +87,9 @@ def limits(backend: CpuBackend, *, mib: int = 512) -> Limits:
     return Limits(read, peak)
 
 
-def line(case: Timed, limit: Limits) -> Line:
-    seconds = best_seconds(case.run)
+def line(case: Timed, limit: Limits, wait: Callable[[], None] = lambda: None) -> Line:
+    """One op's figures; `wait` returns when the device has done what was queued."""
+    seconds = best_seconds(lambda: (case.run(), wait()))
     return Line(
         case.op,
         case.label,
@@ -102,7 +105,7 @@ def line(case: Timed, limit: Limits) -> Line:
 # The ops
 
 
-def cases(backend: CpuBackend, *, op: str = "", formats: Sequence[str] = FORMATS, mib: int = 512) -> Iterator[Timed]:
+def cases(backend: Backend, *, op: str = "", formats: Sequence[str] = FORMATS, mib: int = 512) -> Iterator[Timed]:
     """Every op, or the one named; each is made when it is its turn, and its memory is free after it."""
     makers = {
         "matmul": lambda: _matmuls(backend, formats, mib),
@@ -118,14 +121,14 @@ def _normal(*shape: int) -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
-def _matmuls(backend: CpuBackend, formats: Sequence[str], mib: int) -> Iterator[Timed]:
+def _matmuls(backend: Backend, formats: Sequence[str], mib: int) -> Iterator[Timed]:
     rng = np.random.default_rng(0)
     for fmt in formats:
         row_nbytes = BY_NAME[fmt].row_nbytes(SHAPE.d)
         many = max(64, (mib << 20) // row_nbytes // 64 * 64)
         for tokens, rows in ((1, many), (4, many), (8, many), (512, SHAPE.d_ff)):
             raw = random_rows(fmt, rows, SHAPE.d, SHAPE.d**-0.5, rng).reshape(-1)
-            w, x = backend.load(raw, fmt, (rows, SHAPE.d), fmt), _normal(tokens, SHAPE.d)
+            w, x = backend.load(raw, fmt, (rows, SHAPE.d), fmt), backend.upload(_normal(tokens, SHAPE.d))
             yield Timed(
                 "matmul",
                 f"{fmt} {tokens}x{SHAPE.d}x{rows}",
@@ -143,7 +146,7 @@ def _step(before: int, tokens: int) -> Step:
     return Step(ids, rows[before:], rows[before:], (Span(0, tokens, rows),), np.arange(tokens, dtype=np.int32), ())
 
 
-def _attention(backend: CpuBackend, mib: int) -> Iterator[Timed]:
+def _attention(backend: Backend, mib: int) -> Iterator[Timed]:
     spec = AttnSpec(SHAPE.n_heads, SHAPE.head_dim**-0.5)
     width = SHAPE.n_heads * SHAPE.head_dim
     for before, tokens in ((511, 1), (8191, 1), (0, 512), (3584, 512)):
@@ -154,9 +157,9 @@ def _attention(backend: CpuBackend, mib: int) -> Iterator[Timed]:
         keys = _normal(n, SHAPE.n_kv_heads, SHAPE.head_dim).astype(np.float16)
         for store in stores:
             store.write(np.arange(n, dtype=np.int32), keys, keys)
-        step, q = _step(before, tokens), _normal(tokens, width)
+        step, q = _step(before, tokens), backend.upload(_normal(tokens, width))
 
-        def run(stores: list[Any] = stores, step: Step = step, q: NDArray[np.float32] = q) -> None:
+        def run(stores: list[Any] = stores, step: Step = step, q: Array = q) -> None:
             for store in stores:
                 backend.attend(q, store, step, spec)
 
@@ -170,15 +173,18 @@ def _attention(backend: CpuBackend, mib: int) -> Iterator[Timed]:
         )
 
 
-def _rows(backend: CpuBackend) -> Iterator[Timed]:
+def _rows(backend: Backend) -> Iterator[Timed]:
     d, d_ff, vocab = SHAPE.d, SHAPE.d_ff, SHAPE.vocab
     rope = RopeSpec(SHAPE.head_dim, "norm", SHAPE.rope_base ** (-np.arange(0, SHAPE.head_dim, 2) / SHAPE.head_dim))
-    norm, logits = Norm(np.ones(d, np.float32), 1e-5), _normal(1, vocab)
-    yield Timed("argmax", f"{vocab}", lambda: backend.pick(logits).wait(), nbytes=logits.nbytes)
-    yield Timed("top_k", f"40 of {vocab}", lambda: backend.top_k(logits[0], 40), nbytes=logits.nbytes)
+    norm, host = Norm(backend.upload(np.ones(d, np.float32)), 1e-5), _normal(1, vocab)
+    logits = backend.upload(host)
+    yield Timed("argmax", f"{vocab}", lambda: backend.pick(logits).wait(), nbytes=host.nbytes)
+    native = backend.top_k if isinstance(backend, CpuBackend) else None  # its sampler asks for one row's ids alone
+    top = (lambda: native(host[0], 40)) if native else (lambda: backend.topk(logits, 40))
+    yield Timed("top_k", f"40 of {vocab}", top, nbytes=host.nbytes)
     for tokens in (1, 512):
-        x, a, b = _normal(tokens, d), _normal(tokens, d_ff), _normal(tokens, d_ff)
-        k = _normal(tokens, SHAPE.n_kv_heads * SHAPE.head_dim)
+        x, a, b = (backend.upload(_normal(tokens, n)) for n in (d, d_ff, d_ff))
+        k = backend.upload(_normal(tokens, SHAPE.n_kv_heads * SHAPE.head_dim))
         kv, step = backend.kv_alloc(tokens, SHAPE.n_kv_heads, SHAPE.head_dim), _step(0, tokens)
         # Read and written, as far as both are large.
         yield Timed("rms_norm", f"{tokens}x{d}", lambda x=x: backend.rms_norm(x, norm), nbytes=2 * x.nbytes)
@@ -214,8 +220,14 @@ def table(lines: Sequence[Line]) -> str:
     return markdown(columns, cells, right=columns[2:])
 
 
+def _opencl_on_the_processor() -> OpenCLBackend | None:
+    found = [device for device in OpenCLBackend.probe().devices if not device.is_gpu]
+    return OpenCLBackend.open(found[0]) if found else None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="layerlift.bench.ops", description="each op beside the machine's limits")
+    p.add_argument("--backend", choices=("cpu", "opencl"), default="cpu", help="(default: cpu)")
     p.add_argument("--op", choices=("matmul", "attend", "rows"), default="")
     p.add_argument("--formats", default=",".join(FORMATS))
     p.add_argument("-t", dest="threads", type=int, help="(default: the physical cores)")
@@ -226,14 +238,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not found.devices:
         print(f"error: {found.reason}", file=sys.stderr)
         return 1
-    backend = CpuBackend(found.devices[0], threads=a.threads)
-    limit, machine = limits(backend, mib=a.mib), describe_machine()
+    cpu = CpuBackend(found.devices[0], threads=a.threads)
+    backend = _opencl_on_the_processor() if a.backend == "opencl" else cpu
+    if backend is None:
+        print("error: OpenCL has no device that is the processor", file=sys.stderr)
+        return 1
+    limit, machine = limits(cpu, mib=a.mib), describe_machine()
     peaks = ", ".join(f"{kind} {rate / 1e9:.0f} Gop/s" for kind, rate in limit.peak.items())
-    print(f"{machine.cpu_info}, {backend.threads} threads: read {limit.read / 1e9:.1f} GB/s, {peaks}\n")
-    lines = [line(c, limit) for c in cases(backend, op=a.op, formats=a.formats.split(","), mib=a.mib)]
+    print(f"{machine.cpu_info}, {cpu.threads} threads: read {limit.read / 1e9:.1f} GB/s, {peaks}\n")
+    lines = [
+        line(c, limit, backend.synchronize) for c in cases(backend, op=a.op, formats=a.formats.split(","), mib=a.mib)
+    ]
     print(table(lines))
     if a.save:
-        rows = [{"limits": asdict(limit), "threads": backend.threads}, *map(asdict, lines)]
+        rows = [
+            {"limits": asdict(limit), "threads": cpu.threads, "device": asdict(backend.device)},
+            *map(asdict, lines),
+        ]
         print(f"\nsaved in {save(a.save, rows, machine=machine)}", file=sys.stderr)
     return 0
 

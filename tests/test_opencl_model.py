@@ -116,7 +116,7 @@ def test_the_default_models_answers_equal_the_cpus(default_model):
     for gpu in ("disable", "opencl"):
         with Model.load(default_model, ngl=999, gpu=gpu) as model, Engine(model, context=256) as engine:
             encoded = [model.tokenizer.encode(prompt) for prompt in prompts]
-            requests = [Request(tokens, sampling=Sampling(temperature=0), max_tokens=12) for tokens in encoded]
+            requests = [Request(tokens, sampling=Sampling(temperature=0), max_tokens=6) for tokens in encoded]
             answers.append([engine.submit(request).result().text for request in requests])
     assert answers[0] == answers[1]
 
