@@ -75,14 +75,14 @@ SCHEMES = {
         (0, 15),
         (Line(0, 0.94, 1.04, 5), Line(0.5, 0.88, 1.03, 5), Line(1, 0.94, 1.04, 5)),
         affine=True,
-        weighed=Effort(3, 1),
+        weighed=Effort(3, 3),
     ),
     "Q5_1": Scheme(
         32,
         (0, 31),
         (Line(0, 0.97, 1.02, 5), Line(0.5, 0.94, 1.015, 5), Line(1, 0.97, 1.02, 5)),
         affine=True,
-        weighed=Effort(3, 1),
+        weighed=Effort(3, 3),
     ),
     "Q2_K": Scheme(
         16,
