@@ -4,7 +4,8 @@
 Starts `layerlift --server` (with --peer-python, llama-cpp-python's server in that Python) and has clients ask
 --requests prompts at temperature 0; a single client asks --alone of them. Each prompt holds a number of its own, so
 that a mix-up of answers shows. With --texts FILE, answers of a single client are kept there and those of many compared.
-"own µs" is the processor time of a generated token in all threads of the server that do not compute.
+"CPU ms" is the processor time of a generated token, its share of the prompt included, which says more than the clock
+on a machine that others use; "own µs" is what of it threads of the server take that do not compute.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ COLUMNS = (
     "first ms",
     "between ms",
     "p99 ms",
+    "CPU ms",
     "own µs",
 )
 
@@ -64,7 +66,8 @@ def measure(
     """A row of the table. Answers that are not in `texts` yet are put there, those that are must be equal."""
     before = thread_seconds(pid)
     run = clients.run(url, asked, count, tokens)
-    own = own_seconds(before, thread_seconds(pid), threads)
+    after = thread_seconds(pid)
+    spent, own = sum(after) - sum(before), own_seconds(before, after, threads)
     for line in run.failed[:3]:
         print(line, file=sys.stderr)
     known = [prompt for prompt in run.answers if prompt in texts]
@@ -84,6 +87,7 @@ def measure(
         "first ms": round(1000 * run.first(50)),
         "between ms": round(1000 * run.between(50), 1),
         "p99 ms": round(1000 * run.between(99), 1),
+        "CPU ms": round(1e3 * spent / generated, 1) if spent else "",
         "own µs": round(1e6 * own / generated) if own and name == "layerlift" else "",
     }
 
