@@ -95,7 +95,8 @@ def measure(
 @contextmanager
 def started(command: list[str], url: str | None = None) -> Iterator[tuple[str, int]]:
     """Where a server of its own answers, and its process; it says so itself where `url` is None."""
-    process = subprocess.Popen(command, stderr=subprocess.PIPE if url is None else subprocess.DEVNULL, text=True)
+    said = subprocess.PIPE if url is None else subprocess.DEVNULL
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, text=True)
     try:
         where = url or _said(process)
         _wait(f"{where}/v1/models")
