@@ -100,7 +100,7 @@ def test_a_prompt_of_text_is_counted_without_the_marks_that_tokens_add(server):
     assert len(choice["logprobs"]["tokens"]) == len(server.post("/tokenize", prompt="ab")["tokens"])
 
 
-def test_the_token_that_ends_an_answer_is_scored(server):
+def test_the_token_that_ends_an_answer_is_scored_with_echo(server):
     end = server.service.tokenizer.eos
     asked = {"prompt": [5, 17], "max_tokens": 1, "echo": True, "logprobs": 1, "logit_bias": {str(end): 100}}
     answer = server.post("/v1/completions", **asked)
@@ -112,6 +112,8 @@ def test_the_token_that_ends_an_answer_is_scored(server):
     assert choice["logprobs"]["text_offset"][-1] == len(choice["text"])
     last = server.stream("/v1/completions", **asked)[-1]["choices"][0]
     assert last["logprobs"]["token_logprobs"] == choice["logprobs"]["token_logprobs"]
+    assert server.post("/v1/completions", **{**asked, "echo": False})["choices"][0]["logprobs"]["tokens"] == []
+    assert server.stream("/v1/completions", **{**asked, "echo": False})[-1]["choices"][0]["logprobs"] is None
 
 
 def test_the_best_of_several_answers_are_the_likeliest(server):

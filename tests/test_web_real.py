@@ -160,7 +160,7 @@ def test_a_completion_has_probabilities(page, served):
     page.get_by_role("button", name="Write on").wait_for()
     tokens = page.get_by_role("option")
     tokens.nth(1).wait_for()
-    wanted = posted(served, "completion", prompt="The capital of France is")["content"]
+    wanted = posted(served, "v1/completions", prompt="The capital of France is")["choices"][0]["text"]
     assert words("".join(tokens.all_text_contents())) == words(wanted)
     tokens.first.click()
     shares = page.get_by_label("Probabilities").locator("tbody tr")

@@ -117,16 +117,16 @@ def _likeliest(answers: list[Answered], count: int) -> list[Answered]:
         return answers
 
     def rank(pair: Answered) -> float:
-        values = [token.logprob for token in _tokens(pair[1]) if token.logprob is not None]
+        values = [token.logprob for token in _tokens(pair[1], end=True) if token.logprob is not None]
         return sum(values) / len(values) if values else -math.inf
 
     return sorted(answers, key=rank, reverse=True)[:count]
 
 
-def _tokens(answer: wire.Whole) -> list[Token]:
-    """The tokens that were sampled, the one that ended the answer among them."""
+def _tokens(answer: wire.Whole, *, end: bool) -> list[Token]:
+    """The tokens of an answer; with `end` the one that ended it too, which has no text."""
     tokens = [piece.token for piece in answer.pieces if piece.token is not None]
-    return [*tokens, answer.end.eog] if answer.end.eog else tokens
+    return [*tokens, answer.end.eog] if end and answer.end.eog else tokens
 
 
 def _choice(
@@ -135,7 +135,8 @@ def _choice(
     prompt = _shown_prompt(service, generation) if body.echo else ""
     logprobs = None
     if _probs(body) >= 0:
-        scored, tokens = list(answer.end.prompt_logprobs), _tokens(answer)
+        # Who scores a prompt counts on one token behind it, whichever it is.
+        scored, tokens = list(answer.end.prompt_logprobs), _tokens(answer, end=bool(body.echo))
         places = _Places(service.tokenizer, prompt)
         logprobs = _logprobs(service, [*scored, *tokens], [*places.of_prompt(scored), *places.of(tokens)])
     finish = openai.FINISH[answer.end.reason]
@@ -222,7 +223,7 @@ async def _chunks(
         elif isinstance(event, End):
             ends.append(event)
             logprobs = None
-            scored, last = list(event.prompt_logprobs), [event.eog] if event.eog else []
+            scored, last = list(event.prompt_logprobs), [event.eog] if body.echo and event.eog else []
             if _probs(body) >= 0 and (scored or last):
                 begins = [*places[index].of_prompt(scored), *places[index].of(last)]
                 logprobs = _logprobs(service, [*scored, *last], begins)
