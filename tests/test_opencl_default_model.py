@@ -25,10 +25,10 @@ PROMPTS = (
 
 
 def answers(path, gpu):
-    with Model.load(path, ngl=999, gpu=gpu, context=256) as model, Engine(model, context=256, slots=1) as engine:
+    with Model.load(path, ngl=999, gpu=gpu, context=1024) as model, Engine(model, context=1024, slots=5) as engine:
         name = model.backends[0].name
         requests = [Request(model.tokenizer.encode(p), Sampling(temperature=0), max_tokens=8) for p in PROMPTS]
-        return name, [[token.id for token in engine.submit(request).result().tokens] for request in requests]
+        return name, [[token.id for token in s.result().tokens] for s in [engine.submit(r) for r in requests]]
 
 
 @pytest.mark.slow
