@@ -189,17 +189,25 @@ from layerlift.runtime.engine import Engine
 from layerlift.runtime.model import Model
 from layerlift.runtime.request import Request
 from layerlift.runtime.sampler import Sampling
-for gpu in ("disable", "opencl"):
-    with Model.load(sys.argv[1], ngl=999, gpu=gpu, context=64, tensor_split=(1, 1)) as model:
+places = (
+    {"ngl": 0},
+    {"ngl": 999, "tensor_split": (1, 1)},
+    {"ngl": 999, "main_gpu": 1},
+    {"ngl": 1, "main_gpu": 1},
+    {"ngl": 2, "tensor_split": (1, 1)},
+)
+for place in places:
+    with Model.load(sys.argv[1], gpu="opencl", context=64, **place) as model:
         with Engine(model, context=64, kv_dtype="f32") as engine:
             request = Request([1, 7, 250, 33, 4], sampling=Sampling(temperature=0), max_tokens=6, ignore_eos=True)
-            print(len(model.backends), engine.submit(request).result().tokens)
+            on = "+".join(sorted(str(b.device) for b in model.backends if b.name == "opencl"))
+            print(on, [token.id for token in engine.submit(request).result().tokens], sep="|")
 """
     env = {**os.environ, "POCL_DEVICES": "pthread pthread"}
     done = subprocess.run(
         [sys.executable, "-c", code, str(tiny("F32"))], env=env, capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 0, done.stderr
-    alone, together = done.stdout.splitlines()
-    assert (alone[0], together[0]) == ("1", "2")
-    assert alone[1:] == together[1:]
+    places, answers = zip(*(line.split("|") for line in done.stdout.splitlines()), strict=True)
+    assert places == ("", "opencl:0+opencl:1", "opencl:1", "opencl:1", "opencl:0+opencl:1")
+    assert len(set(answers)) == 1
