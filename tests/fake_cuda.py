@@ -217,10 +217,11 @@ class FakeCuda:
 
     def bytes(self, address: int, nbytes: int = 1) -> Any:
         """Device memory, as an array; all of it must have been allocated in one piece."""
-        base = next((b for b, size in self._sizes.items() if b <= address < b + size), None)
-        if base is None:
+        # A copy of the table: collecting garbage may give memory back at any line.
+        end = next((b + size for b, size in list(self._sizes.items()) if b <= address < b + size), None)
+        if end is None:
             raise FakeCudaError(ILLEGAL_ADDRESS, "cudaErrorIllegalAddress: an illegal memory access was encountered")
-        assert address + nbytes <= base + self._sizes[base], "beyond the end of device memory"
+        assert address + nbytes <= end, "beyond the end of device memory"
         return self._memory[address - BASE : address - BASE + nbytes]
 
     # -- compiler --
