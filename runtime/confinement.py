@@ -26,9 +26,21 @@ def readable() -> list[str]:
     modules |= {os.path.join(prefix, "lib") for prefix in (sys.base_prefix, sys.prefix)}
     for module in list(sys.modules.values()):
         modules.update(getattr(module, "__path__", ()))  # an editable install's lie elsewhere
-    # A packed file has its modules in itself and in a folder of its own; the current folder is anybody's.
-    modules |= {path for path in sys.path if path and os.path.realpath(path) != os.getcwd()}
+    # A packed file has its modules in itself and in a folder of its own. The current folder is anybody's, and so is
+    # what stands in sys.path though no module came from it: an editable install adds the folder above its own.
+    homes = _homes()
+    modules |= {path for path in sys.path if path in homes and os.path.realpath(path) != os.getcwd()}
     return sorted({*SYSTEM, *modules} - {"", "/", None})
+
+
+def _homes() -> set[str]:
+    """The folders and archives that hold a module or package loaded by its own name."""
+    homes = set()
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and "." not in name:
+            homes.add(os.path.dirname(os.path.dirname(file) if hasattr(module, "__path__") else file))
+    return homes
 
 
 def confine() -> list[str]:

@@ -205,7 +205,7 @@ def test_recompile_builds_what_the_cache_holds(opened, tmp_path, monkeypatch):
     product_of(opened(tinyblas=True))
     builds = []
     real = OpenCLBackend._build
-    monkeypatch.setattr(OpenCLBackend, "_build", lambda self, p: builds.append(self.kernels.recompile) or real(self, p))
+    monkeypatch.setattr(OpenCLBackend, "_build", lambda b, *a: builds.append(b.kernels.recompile) or real(b, *a))
     monkeypatch.setattr(ProgramCache, "read", lambda self, key: pytest.fail("read from the cache"))
     product_of(opened(tinyblas=True, recompile=True))
     assert builds == [True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -118,10 +119,16 @@ def test_what_the_kernel_has_not_got_is_said_in_a_line(monkeypatch):
 def test_only_the_program_itself_is_readable(monkeypatch, tmp_path):
     from layerlift.runtime.confinement import readable
 
+    folders = [tmp_path / name for name in ("with_a_module", "without_one")]
+    for folder in folders:
+        folder.mkdir()
+    (folders[0] / "a_module_of_its_own.py").write_text("")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", ["", str(tmp_path), str(tmp_path / "modules")])
-    assert not {"", "/", "/etc", "/home", "/root", "/proc", "/tmp", str(tmp_path)} & set(readable())
-    assert str(tmp_path / "modules") in readable()
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), *map(str, folders)])
+    importlib.import_module("a_module_of_its_own")
+    assert str(folders[0]) in readable()
+    others = {"", "/", "/etc", "/home", "/root", "/proc", "/tmp", str(tmp_path), str(folders[1])}
+    assert not others & set(readable())
 
 
 @pytest.mark.parametrize("machine", seccomp.ARCHITECTURES)
