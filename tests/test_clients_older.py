@@ -21,7 +21,8 @@ def test_older_clients(default_model, tmp_path):
     if installed.returncode:
         pytest.skip(f"pip could not install {' '.join(PACKAGES)}: {installed.stderr.strip()[-300:]}")
     files = [str(TESTS / "test_clients_openai.py"), str(TESTS / "test_clients.py")]
-    command = [sys.executable, "-m", "pytest", "-m", "slow", "-k", "(openai or instructor) and not langchain", "-rs", *files]
+    chosen = "(openai or instructor) and not langchain"
+    command = [sys.executable, "-m", "pytest", "-m", "slow", "-k", chosen, "-rs", *files]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=TESTS.parent)
     assert done.returncode == 0, done.stdout[-3000:]
