@@ -204,14 +204,12 @@ template <class L>
 static void panel(const Matrix& m, const Input& in, const int32_t* zeros, int64_t band, int tile_begin, int tile_end,
                   uint8_t* scratch, float* out) {
   Unpacked<L>& unpacked = *reinterpret_cast<Unpacked<L>*>(scratch);
-  int64_t all = m.padded_columns / kBlock;
-  for (int64_t first = 0; first < all; first += kPanelBlocks) {
-    int blocks = int(all - first < kPanelBlocks ? all - first : kPanelBlocks);
-    unpack_panel<L>(m, band, first, blocks, unpacked);
-    for (int tile = tile_begin; tile < tile_end; tile++)
-      tile_product<L, kTileBytes>(unpacked, in, zeros, first, blocks, tile, first == 0,
-                                  out + int64_t(tile - tile_begin) * kTileBytes * kBand);
-  }
+  each_panel<kPanelBlocks>(
+      in, tile_begin, tile_end, out,
+      [&](int64_t first, int blocks) { unpack_panel<L>(m, band, first, blocks, unpacked); },
+      [&](int tile, int64_t first, int blocks, float* y) {
+        tile_product<L, kTileBytes>(unpacked, in, zeros, first, blocks, tile, first == 0, y);
+      });
 }
 
 // The kernels of a format. Where bytes are multiplied in pairs, unsigned quants take pairs.h, and signed ones, whose sums

@@ -2,13 +2,26 @@
 #pragma once
 
 #include "../simd/simd.h"
-#include "layout.h"
+#include "table.h"
 
 namespace layerlift::LL_ISA {
 
 // A few rows ahead of the reader: the hardware's own prefetcher stops at each 4 KiB page.
 constexpr int kAhead = 4096;
 constexpr int kPanelBlocks = 16;  // 512 columns: 16 KiB of bytes, in the first-level cache with a tile of input
+
+// Takes the columns of a product panel by panel, of up to kBlocks blocks: each is unpacked once, unpack(first block, blocks),
+// and multiplied with every tile, multiply(tile, first block, blocks, its sums' place in `out`).
+template <int kBlocks, class Unpack, class Multiply>
+static inline void each_panel(const Input& in, int tile_begin, int tile_end, float* out, Unpack unpack, Multiply multiply) {
+  int64_t all = in.padded_columns / kBlock;
+  for (int64_t first = 0; first < all; first += kBlocks) {
+    int blocks = int(all - first < kBlocks ? all - first : kBlocks);
+    unpack(first, blocks);
+    for (int tile = tile_begin; tile < tile_end; tile++)
+      multiply(tile, first, blocks, out + int64_t(tile - tile_begin) * kTileBytes * kBand);
+  }
+}
 
 // What is subtracted from a byte as `unpack` gives it.
 template <class L> constexpr int zero_of() { return L::kSigned ? (kSignedProducts ? 0 : 128) : L::kZero; }

@@ -80,16 +80,13 @@ template <class L>
 static void panel_words(const Matrix& m, const Input& in, const int32_t*, int64_t band, int tile_begin, int tile_end,
                         uint8_t* scratch, float* out) {
   WordPanel& unpacked = *reinterpret_cast<WordPanel*>(scratch);
-  int64_t all = in.padded_columns / kBlock;
-  for (int64_t first = 0; first < all; first += kWordBlocks) {
-    int blocks = int(all - first < kWordBlocks ? all - first : kWordBlocks);
-    unpack_words<L>(m, band, first, blocks, unpacked);
-    for (int tile = tile_begin; tile < tile_end; tile++) {
-      int64_t at = (tile * all + first) * kTileBytes;
-      tile_words<kTileBytes>(unpacked, in.words + at * kBlock, in.scale + at, blocks, first == 0,
-                             out + int64_t(tile - tile_begin) * kTileBytes * kBand);
-    }
-  }
+  each_panel<kWordBlocks>(
+      in, tile_begin, tile_end, out,
+      [&](int64_t first, int blocks) { unpack_words<L>(m, band, first, blocks, unpacked); },
+      [&](int tile, int64_t first, int blocks, float* y) {
+        int64_t at = (tile * (in.padded_columns / kBlock) + first) * kTileBytes;
+        tile_words<kTileBytes>(unpacked, in.words + at * kBlock, in.scale + at, blocks, first == 0, y);
+      });
 }
 
 }  // namespace layerlift::LL_ISA

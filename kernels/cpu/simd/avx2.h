@@ -130,10 +130,11 @@ static inline f32x16 load_i8(const int8_t* p) {
   __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(b, 8)))};
 }
-static inline f32x16 load_u8_f32(const uint8_t* p) {
-  __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+static inline __m128i load128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+static inline f32x16 u8_to_f32(__m128i b) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(b)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(b, 8)))};
 }
+static inline f32x16 load_u8_f32(const uint8_t* p) { return u8_to_f32(load128(p)); }
 
 static inline u8x64 load_u8(const uint8_t* p) { return {load256(p), load256(p + 32)}; }
 static inline void store_u8(uint8_t* p, u8x64 a) {
@@ -218,12 +219,10 @@ static inline i16x32 twice_i8(__m128i bytes) {
   __m256i words = _mm256_cvtepi8_epi16(_mm_shuffle_epi32(bytes, 0xd8));  // in the order that unpacking two lanes wants
   return {_mm256_unpacklo_epi16(words, words), _mm256_unpackhi_epi16(words, words)};
 }
-static inline __m128i load128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 static inline i16x32 twice_i8(const int8_t* p) { return twice_i8(load128(p)); }
 static inline i16x32 twice_low_nibbles(const uint8_t* p) { return twice_i8(_mm_and_si128(load128(p), _mm_set1_epi8(15))); }
 static inline f32x16 load_high_nibbles(const uint8_t* p) {
-  __m128i b = _mm_and_si128(_mm_srli_epi16(load128(p), 4), _mm_set1_epi8(15));
-  return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(b)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(b, 8)))};
+  return u8_to_f32(_mm_and_si128(_mm_srli_epi16(load128(p), 4), _mm_set1_epi8(15)));
 }
 static inline __m256i dot2_words(__m256i acc, __m256i w, __m256i x) {
   __m256i products;
