@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx
 import uvicorn
@@ -45,6 +47,12 @@ class Running:
             lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: ")]
         assert lines[-1] == "[DONE]"
         return [json.loads(line) for line in lines[:-1]]
+
+    def without_blanks(self) -> None:
+        """No answer has a token that begins with one: a random model would fill JSON with them for ever."""
+        tokenizer, settings = self.service.tokenizer, self.service.settings
+        blank = tuple((i, -math.inf) for i in range(tokenizer.vocab_size) if tokenizer.piece(i)[:1].isspace())
+        self.service.settings = replace(settings, sampling=replace(settings.sampling, logit_bias=blank))
 
     def wait_idle(self, seconds: float = 5.0) -> None:
         """Waits until no request is in the engine; fails if one stays."""

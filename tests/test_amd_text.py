@@ -38,12 +38,17 @@ def compiled(text, gpu):
     return subprocess.run(command, input=text, capture_output=True, text=True, timeout=100)
 
 
+@pytest.fixture(params=GPUS)
+def gpu(request):
+    """A GPU that this clang builds for."""
+    if compiled("kernel void none() {}", request.param).returncode:
+        pytest.skip(f"this clang does not know {request.param}")
+    return request.param
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("gpu", GPUS)
 def test_every_kernel_builds_and_fits_the_registers(gpu):
-    if compiled("kernel void none() {}", gpu).returncode:
-        pytest.skip(f"this clang does not know {gpu}")
     for program in PROGRAMS:
         fits(gpu, Tuning(), program)
 
@@ -60,10 +65,7 @@ def fits(gpu, tuning, program):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("gpu", GPUS)
 def test_optional_parts_build_and_become_the_instructions_they_are_for(gpu):
-    if compiled("kernel void none() {}", gpu).returncode:
-        pytest.skip(f"this clang does not know {gpu}")
     dot = Tuning(dot=DOTS[gpu])
     for fmt in ("Q4_K", "Q6_K", "Q8_0"):
         assert re.search(r"v_dot4c?_i32_i(u)?8", fits(gpu, dot, ("product", fmt, False))), fmt
@@ -74,8 +76,6 @@ def test_optional_parts_build_and_become_the_instructions_they_are_for(gpu):
 @pytest.mark.slow
 @pytest.mark.parametrize("gpu", GPUS)
 def test_the_proofs_build_where_the_gpu_has_the_part(gpu):
-    if compiled("kernel void none() {}", gpu).returncode:
-        pytest.skip(f"this clang does not know {gpu}")
     for way in WAYS:
         done = compiled(proof_of(way), gpu)
         has = {"cl_khr_fp16": True, "cl_khr_subgroups": True, "amd": way.value == DOTS[gpu]}

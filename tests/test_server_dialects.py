@@ -6,8 +6,6 @@ One seam is behind all, so that the same question has the same answer everywhere
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import replace
 
 import pytest
 from serving import serving
@@ -19,11 +17,7 @@ TOKENS = 12
 @pytest.fixture(scope="module")
 def server(tiny):
     with serving(tiny("F32"), alias="tiny", context=2048) as running:
-        # A random model would fill JSON with blanks for ever.
-        tokenizer = running.service.tokenizer
-        blank = tuple((i, -math.inf) for i in range(tokenizer.vocab_size) if tokenizer.piece(i)[:1].isspace())
-        settings = running.service.settings
-        running.service.settings = replace(settings, sampling=replace(settings.sampling, logit_bias=blank))
+        running.without_blanks()
         yield running
 
 

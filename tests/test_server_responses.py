@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import replace
 
 import pytest
 from layerlift.runtime.errors import UserError
@@ -28,11 +26,7 @@ MARK = {
 @pytest.fixture(scope="module")
 def server(tiny):
     with serving(tiny("F32"), alias="tiny", context=2048) as running:
-        # A random model would fill JSON with blanks for ever.
-        tokenizer = running.service.tokenizer
-        blank = tuple((i, -math.inf) for i in range(tokenizer.vocab_size) if tokenizer.piece(i)[:1].isspace())
-        settings = running.service.settings
-        running.service.settings = replace(settings, sampling=replace(settings.sampling, logit_bias=blank))
+        running.without_blanks()
         yield running
 
 
