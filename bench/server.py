@@ -39,13 +39,11 @@ COLUMNS = (
 )
 
 
-def prompts(count: int) -> list[str]:
-    """Texts that each hold a number of their own, which a model is led to repeat."""
-    return [f"The number of ticket {i} is {canary(i)}. Once more, the number is" for i in range(count)]
-
-
-def canary(i: int) -> str:
-    return str(100_000 + i * 7919 % 900_000)
+def prompts(count: int) -> dict[str, str]:
+    """Texts that each hold a number of their own, which a model is led to repeat, by these numbers."""
+    # From 1 on: 100000 is a number that models write unasked.
+    numbers = [str(100_000 + i * 7919 % 900_000) for i in range(1, count + 1)]
+    return {n: f"The number of ticket {i} is {n}. Once more, the number is" for i, n in enumerate(numbers)}
 
 
 def thread_seconds(pid: int) -> list[float]:
@@ -61,11 +59,11 @@ def own_seconds(before: Sequence[float], after: Sequence[float], computing: int)
 
 
 def measure(
-    name: str, url: str, pid: int, asked: Sequence[str], count: int, tokens: int, texts: dict[str, str], threads: int
+    name: str, url: str, pid: int, asked: dict[str, str], count: int, tokens: int, texts: dict[str, str], threads: int
 ) -> dict[str, Any]:
-    """A row of the table. Answers that are not in `texts` yet are put there, those that are must be equal."""
+    """A row of the table; `asked` as `prompts` gives it. Answers not in `texts` are put there, others must be equal."""
     before = thread_seconds(pid)
-    run = clients.run(url, asked, count, tokens)
+    run = clients.run(url, list(asked.values()), count, tokens)
     after = thread_seconds(pid)
     spent, own = sum(after) - sum(before), own_seconds(before, after, threads)
     for line in run.failed[:3]:
@@ -74,8 +72,7 @@ def measure(
     same = sum(run.answers[prompt].text == texts[prompt] for prompt in known)
     if count == 1:
         texts.update({prompt: answer.text for prompt, answer in run.answers.items()})
-    numbers = {canary(i): prompt for i, prompt in enumerate(prompts(len(asked)))}
-    mixed = sum(n in answer.text for n, p in numbers.items() for prompt, answer in run.answers.items() if prompt != p)
+    mixed = sum(n in answer.text for n, p in asked.items() for prompt, answer in run.answers.items() if prompt != p)
     generated = sum(answer.tokens for answer in run.answers.values())
     return {
         "server": name,
@@ -164,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with started(command, f"http://127.0.0.1:{port}" if a.peer_python else None) as (url, pid):
             clients.run(url, ["Warm up"], 1, 4)
             step = max(1, a.requests // a.alone) if count == 1 else 1
-            asked = prompts(a.requests)[::step]
+            asked = dict(list(prompts(a.requests).items())[::step])
             rows.append(measure(name, url, pid, asked, count, a.tokens, texts, a.threads))
             print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
     if a.texts:
