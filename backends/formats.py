@@ -21,6 +21,11 @@ class Format:
         """Bytes of a row of `columns` weights; `columns` must be a multiple of `block`."""
         return columns // self.block * self.nbytes
 
+    @property
+    def bits(self) -> float:
+        """Bits of a weight, its share of the block's scales included."""
+        return 8 * self.nbytes / self.block
+
 
 FORMATS = tuple(
     Format(*row)

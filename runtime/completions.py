@@ -1,15 +1,15 @@
 """Shell completions and the man page, made from the table of flags. Knows nothing of what a flag brings about.
 
-The build writes them where shells and man look: `python -m runtime.completions FOLDER`, in the source tree.
+The build writes them where shells and man look (share.py).
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from . import usage
 from .flags import COMMANDS, MODES, Flag, flags_of
+from .weight_types import MIXES
 
 TALKING = tuple(mode for mode in MODES if mode not in COMMANDS)  # chosen by a flag, not by a word
 SHELLS = ("bash", "zsh", "fish")
@@ -153,9 +153,8 @@ def man_page() -> str:
         for flag in _flags(mode):
             value = f" {flag.kind.metavar}" if flag.kind else ""
             lines += [".TP", f".B {plain(', '.join(flag.names) + value)}", plain(flag.help)]
+    lines += [".SH TYPES OF QUANTIZE", "with the format that most weights get"]
+    for mix in MIXES:
+        lines += [".TP", f".B {mix.name}", f"{mix.fmt}, {mix.bits:.4g} bits a weight"]
     lines += [".SH EXIT STATUS", "0 done, 1 failed, 2 wrong usage, 130 interrupted"]
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    write(Path(sys.argv[1]))

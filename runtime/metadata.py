@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import deque
 from collections.abc import Iterator, KeysView, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, TypeVar, cast, overload
@@ -138,7 +139,7 @@ class Texts(Sequence[str]):
     """
 
     def __init__(self, view: memoryview, order: str, at: int, count: int):
-        self._view, self._at, self._count = view, at, count
+        self._view, self._order, self._at, self._count = view, order, at, count
         self._unpack = struct.Struct(order + "Q").unpack_from
         self._starts: NDArray[np.int64] | None = None  # of the length fields; made when one text is asked for
 
@@ -170,6 +171,14 @@ class Texts(Sequence[str]):
             self._starts = np.fromiter(self._places(), np.int64, self._count)
         start = int(self._starts[index])
         return bytes(self._view[start + 8 : start + 8 + self._unpack(self._view, start)[0]])
+
+    def encoded(self) -> bytes:
+        """All of them as a little-endian file holds them, each with its length in front."""
+        if self._order != "<":
+            raws = map(self.raw, range(self._count))
+            return b"".join(struct.pack("<Q", len(raw)) + raw for raw in raws)
+        last = deque(self._places(), 1)
+        return bytes(self._view[self._at : last[0] + 8 + self._unpack(self._view, last[0])[0]]) if last else b""
 
     def _places(self) -> Iterator[int]:
         at = self._at
@@ -294,8 +303,7 @@ class Metadata:
         head = kind + struct.pack("<IQ", KINDS.index(entry.items), entry.count)
         values = self.array(key)
         if isinstance(values, Texts):
-            raws = (values.raw(i) for i in range(len(values)))
-            return head + b"".join(struct.pack("<Q", len(raw)) + raw for raw in raws)
+            return head + values.encoded()
         return head + values.astype("<" + ("u1" if values.dtype == bool else values.dtype.str[1:])).tobytes()
 
     def _entry(self, key: str) -> Entry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from .flags import COMMANDS, Flag, flags_of
+from .weight_types import MIXES, Mix
 
 WIDTH = 100
 LEFT = 34
@@ -59,6 +60,8 @@ def usage(mode: str, *, whole: bool = True) -> str:
     if mode in SHARED:
         lines += ["", "commands (layerlift COMMAND --help says more):"]
         lines += [_entry(f"layerlift {name}", text) for name, text in COMMANDS.items()]
+    if mode == "quantize":
+        lines += ["", "TYPE, the format that most weights get, and its bits a weight", *map(_type, MIXES)]
     group = ""
     is_short = mode in SHARED and not whole
     for flag in _listed(mode):
@@ -88,6 +91,10 @@ def _group(flag: Flag, mode: str) -> str:
         return flag.group
     own = [each.group for each in flags_of(mode) if each.group.startswith(mode)]
     return "help" if flag.group == "mode" else own[0] if own else "flags"
+
+
+def _type(mix: Mix) -> str:
+    return f"  {mix.name:<8} {mix.fmt:<8} {mix.bits:>6.4g}"
 
 
 def _signature(flag: Flag) -> str:

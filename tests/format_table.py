@@ -12,7 +12,7 @@ from layerlift.backends.formats import FORMATS, Format
 from layerlift.backends.numpy_decode import DECODABLE
 from layerlift.runtime.flags import FLAGS
 from layerlift.runtime.models import known
-from layerlift.runtime.quantize.mixes import MIXES
+from layerlift.runtime.weight_types import MIXES
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "formats.md"
 
@@ -36,7 +36,7 @@ def formats() -> str:
     made, yes = {mix.fmt for mix in MIXES}, {True: "yes", False: ""}
     for fmt in FORMATS:
         if fmt.name in DECODABLE:
-            bits = f"{8 * fmt.nbytes / fmt.block:.4g}"
+            bits = f"{fmt.bits:.4g}"
             marks = (fmt.name in gpu_repack.supported(), fmt.name in made, fmt.name.lower() in outtypes)
             cells = (fmt.name, bits, "native" if native(fmt) else "NumPy", *(yes[mark] for mark in marks))
             lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |"))
@@ -44,9 +44,9 @@ def formats() -> str:
 
 
 def types() -> str:
-    """The types that `quantize` takes, with the format that most weights then have."""
-    lines = ["| type | most weights |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {mix.name} | {mix.fmt} |" for mix in MIXES)])
+    """The types that `quantize` takes, with the format that most weights then have and its bits."""
+    lines = ["| type | most weights | bits of each |", "|---|---|---:|"]
+    return "\n".join([*lines, *(f"| {mix.name} | {mix.fmt} | {mix.bits:.4g} |" for mix in MIXES)])
 
 
 TABLES = {"formats": formats, "types": types, "architectures": lambda: ", ".join(f"`{a}`" for a in known())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 from layerlift.runtime.cli import main
 from layerlift.runtime.completions import PLACES, SHELLS, completion, man_page
 from layerlift.runtime.flags import COMMANDS, FLAGS
+from layerlift.runtime.usage import usage
+from layerlift.runtime.weight_types import MIXES
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -61,7 +64,7 @@ def test_the_man_page_has_every_flag_and_command():
 
 def test_the_build_writes_them_with_nothing_installed(tmp_path):
     root = Path(__file__).resolve().parent.parent
-    subprocess.run([sys.executable, "-S", "-m", "runtime.completions", str(tmp_path)], cwd=root, check=True)
+    subprocess.run([sys.executable, "-S", "-m", "runtime.share", str(tmp_path)], cwd=root, check=True)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     found = {path.relative_to(tmp_path).as_posix(): path.read_text("utf-8") for path in files}
     assert found == {place: man_page() if name == "man" else completion(name) for name, place in PLACES.items()}
@@ -87,3 +90,10 @@ def test_an_unknown_shell_is_refused(capsys):
     assert "there are some for bash, zsh, fish" in capsys.readouterr().err
     assert main(["man"]) == 0
     assert capsys.readouterr().out == man_page()
+
+
+def test_the_help_and_the_man_page_name_every_type_of_quantize():
+    listed, manual = usage("quantize"), man_page()
+    for mix in MIXES:
+        assert re.search(rf"^  {mix.name} +{mix.fmt} +{mix.bits:.4g}$", listed, re.MULTILINE), mix.name
+        assert f".B {mix.name}\n{mix.fmt}, {mix.bits:.4g} bits a weight\n" in manual

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from layerlift.runtime.errors import UserError
-from layerlift.runtime.quantize.mixes import MIXES, Shape, Weight, Wishes, choose, fallback, mix_named, more_bits
+from layerlift.runtime.quantize.mixes import Shape, Weight, Wishes, choose, fallback, more_bits
+from layerlift.runtime.weight_types import MIXES, mix_named
 
 D, FF, KV, VOCAB = 2048, 8192, 512, 1000
 

@@ -13,7 +13,7 @@ import pytest
 from layerlift.bench.synth import Shape, write_model
 from layerlift.runtime.gguf import open_gguf
 from layerlift.runtime.quantize import mix_named, plan, write
-from layerlift.runtime.quantize.mixes import MIXES
+from layerlift.runtime.weight_types import MIXES
 
 pytestmark = pytest.mark.slow
 

@@ -24,8 +24,9 @@ from ..errors import GGUFError, ModelError, UserError
 from ..gguf import GGUF, TensorInfo
 from ..gguf_writer import Encoded, NewTensor, file_nbytes, write_open
 from ..pack_writer import replacing
+from ..weight_types import Mix, mix_named
 from .imatrix import Imatrix, read_imatrix
-from .mixes import PLAIN, Mix, Shape, Weight, Wishes, choose, mix_named
+from .mixes import PLAIN, Shape, Weight, Wishes, choose
 
 __all__ = ["Imatrix", "Mix", "Plan", "Wishes", "format_named", "mix_named", "plan", "read_imatrix", "write"]
 
