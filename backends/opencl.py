@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from . import opencl_proofs
@@ -19,13 +18,14 @@ from .blas import BlasProbe, VendorBlas
 from .blas_choice import explain
 from .clblast import CLBlast, find_clblast
 from .errors import first_line
-from .gpu import GpuBackend
 from .gpu_blas import record
 from .gpu_memory import Handle
 from .gpu_programs import Kernel, Tuning
 from .kernel_settings import KernelSettings
+from .opencl_launch import Call, driver_enqueue
 from .opencl_memory import SMALL, Staging
 from .opencl_proofs import Proofs
+from .opencl_replay import OpenCLReplay
 from .program_cache import ProgramCache, default_folder
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ VENDOR_WORDS = {"nvidia": "nvidia", "advanced micro": "amd", "amd": "amd", "inte
 INSTALL = "pip install 'layerlift[opencl]'"
 
 
-class OpenCLBackend(GpuBackend):
+class OpenCLBackend(OpenCLReplay):
     name = "opencl"
     language = "opencl"
     blas_compiles = CLBlast.compiles
@@ -63,6 +63,8 @@ class OpenCLBackend(GpuBackend):
         super().__init__(device, tuning or _tuning(cl, self._device), kernels)
         if tuning is None:
             self._use(replace(self.tuning, **self.proofs().parts))
+        self._enqueue = driver_enqueue(cl)
+        self.replays = self._enqueue is not None
         self._close = weakref.finalize(self, self._staging.close)
 
     @classmethod
@@ -154,26 +156,28 @@ class OpenCLBackend(GpuBackend):
         self._guarded("copying from the device", copy, host.nbytes)
 
     def _launch(self, kernel: Kernel, x: int, y: int, arguments: tuple[Any, ...]) -> None:
+        if self._keeping:
+            self._keeping.add(kernel, x, y, arguments)
         threads = kernel.threads
         try:
             kernel.handle(self._queue, (x * threads, y), (threads, 1), *arguments)
-        except self._cl.MemoryError:
-            raise DeviceOutOfMemory(
-                f"{self.device}: no memory to run {kernel.name}", nbytes=0, device=self.device
-            ) from None
         except self._cl.Error as error:
-            raise self._failure(f"kernel {kernel.name}", error) from None
+            raise self._not_launched(kernel.name, error) from None
+
+    def _not_launched(self, name: str, error: Exception) -> BackendError:
+        if isinstance(error, self._cl.MemoryError):
+            return DeviceOutOfMemory(f"{self.device}: no memory to run {name}", nbytes=0, device=self.device)
+        return self._failure(f"kernel {name}", error)
 
     def _sync(self) -> None:
         self._guarded("waiting for the device", self._queue.finish)
 
     def _compile(self, text: str, signatures: dict[str, tuple[str, ...]]) -> dict[str, Any]:
-        kinds = {"pointer": None, "int": np.int32, "float": np.float32, "i64": np.int64}
-        program, kernels = self._program(text), {}
-        for name, parameters in signatures.items():
-            kernels[name] = self._guarded(f"kernel {name}", lambda name=name: self._cl.Kernel(program, name))
-            kernels[name].set_scalar_arg_dtypes([kinds[parameter] for parameter in parameters])
-        return kernels
+        program = self._program(text)
+        return {
+            name: self._guarded(f"kernel {name}", lambda name=name: Call(self._cl, program, name, signatures[name]))
+            for name in signatures
+        }
 
     def _program(self, text: str) -> Any:
         cl = self._cl

@@ -9,16 +9,15 @@ from contextlib import contextmanager
 import fake_cuda
 import numpy as np
 import pytest
+from decoding import TOKENS, logits_of, step_of, stores
 from layerlift.backends.base import Span, Step
-from layerlift.backends.cuda_graph import SHORTEST, bucket, filled_up, is_decode
+from layerlift.backends.gpu_replay import SHORTEST, bucket, filled_up, is_decode
 from layerlift.runtime.engine import Engine
 from layerlift.runtime.model import Model
 from layerlift.runtime.request import Request
 from layerlift.runtime.sampler import Sampling
 from paper import forward
 from test_cuda_backend import SMALL
-
-TOKENS = [1, 7, 250, 33, 4, 99, 12, 8]
 
 
 @pytest.fixture
@@ -37,26 +36,6 @@ def on_device(tiny):
         Engine(model, context=100, kv_dtype="f32") as engine,
     ):
         yield engine
-
-
-def step_of(tokens, befores, kv):
-    """A step of one token for each sequence; sequence i has the cache rows 40 i, 40 i + 1, …"""
-    starts = [40 * i for i in range(len(tokens))]
-    rows = [np.arange(s, s + before + 1, dtype=np.int32) for s, before in zip(starts, befores, strict=True)]
-    own = np.array([r[-1] for r in rows], np.int32)
-    spans = tuple(Span(i, 1, r) for i, r in enumerate(rows))
-    everywhere = np.arange(len(tokens), dtype=np.int32)
-    return Step(np.array(tokens, np.int32), np.array(befores, np.int32), own, spans, everywhere, kv)
-
-
-def stores(model, capacity=100):
-    c = model.config
-    return [s.backend.kv_alloc(capacity, c.n_kv_heads, c.head_dim, "f32") for s in model.stages for _ in s.blocks]
-
-
-def logits_of(model, step):
-    backend, logits = model.logits(*model.forward(step))
-    return backend.download(logits)
 
 
 def test_a_sequence_by_graphs_has_the_papers_logits(tiny, cuda):
@@ -90,7 +69,7 @@ def test_two_sequences_with_lengths_of_their_own(tiny, cuda):
         for i in range(3, len(TOKENS)):
             found = logits_of(model, step_of([TOKENS[i], TOKENS[i - 3]], [i, i - 3], kv))
             np.testing.assert_allclose(found, want[[i, i - 3]], atol=2e-4 * np.abs(want).max())
-        (graphs,) = model.backends[0]._graphs.values()
+        (graphs,) = model.backends[0]._kept.values()
         assert [key[1] for key in graphs] == [1, 2]
 
 
@@ -118,13 +97,13 @@ def test_a_graph_ends_with_its_cache_and_never_serves_another(tiny, cuda):
         first = logits_of(model, step_of([TOKENS[0]], [0], other))[0]
         want = forward(tiny("F32"), TOKENS[:1])[0]
         np.testing.assert_allclose(first, want, atol=2e-4 * np.abs(want).max())
-        assert len(backend._graphs) == 2
+        assert len(backend._kept) == 2
         del kv
-        assert len(backend._graphs) == 1
+        assert len(backend._kept) == 1
 
 
 def test_only_so_many_graphs_are_kept_and_what_runs_is_waited_for(tiny, cuda, monkeypatch):
-    monkeypatch.setattr("layerlift.backends.cuda_graph.GRAPHS", 1)
+    monkeypatch.setattr("layerlift.backends.gpu_replay.KEPT", 1)
     want = forward(tiny("F32"), TOKENS)
     with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model:
         kv, (backend,) = stores(model), model.backends
@@ -133,7 +112,7 @@ def test_only_so_many_graphs_are_kept_and_what_runs_is_waited_for(tiny, cuda, mo
         for i in (3, 4):
             found = logits_of(model, step_of([TOKENS[i], TOKENS[i - 3]], [i, i - 3], kv))
             np.testing.assert_allclose(found, want[[i, i - 3]], atol=2e-4 * np.abs(want).max())
-        (graphs,) = backend._graphs.values()
+        (graphs,) = backend._kept.values()
         assert [key[1] for key in graphs] == [2]
         assert len(cuda._graphs) == 1, "the graph of one token is gone from the driver"
 
@@ -144,7 +123,7 @@ def test_what_cannot_be_recorded_runs_launch_by_launch(tiny, cuda):
         kv, (backend,) = stores(model), model.backends
         for i in range(2):
             logits_of(model, step_of([TOKENS[i]], [i], kv))
-        backend._graph_pool._idle.clear()  # the recording would have to ask for memory
+        backend._kept_pool._idle.clear()  # the recording would have to ask for memory
         found = logits_of(model, step_of([TOKENS[2]], [2], kv))[0]
         np.testing.assert_allclose(found, want[2], atol=2e-4 * np.abs(want).max())
         assert cuda.recording is None
@@ -163,7 +142,7 @@ def test_a_driver_that_refuses_graphs_gets_plain_launches_in_them_and_then_none(
         for i in range(8):
             found = logits_of(model, step_of([TOKENS[i]], [i], kv))[0]
             np.testing.assert_allclose(found, want[i], atol=2e-4 * np.abs(want).max())
-            seen.append((backend._launcher.dependent, backend.use_graphs))
+            seen.append((backend._launcher.dependent, backend.replays))
     # The third step is the first to be recorded, the fifth the second: one rehearses in between.
     assert seen == [(True, True)] * 2 + [(False, True)] * 2 + [(False, False)] * 4
     assert "graphLaunch" not in cuda.calls
@@ -174,7 +153,7 @@ def test_without_memory_for_graphs_the_answer_is_the_same(tiny, cuda):
     with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model:
         kv, (backend,) = stores(model), model.backends
         logits_of(model, step_of([TOKENS[0]], [0], kv))
-        backend._graph_pool.take = lambda nbytes: backend._alloc(1 << 40)
+        backend._kept_pool.take = lambda nbytes: backend._alloc(1 << 40)
         for i in range(1, 4):
             found = logits_of(model, step_of([TOKENS[i]], [i], kv))[0]
             np.testing.assert_allclose(found, want[i], atol=2e-4 * np.abs(want).max())
@@ -270,7 +249,7 @@ def test_three_sequences_replay_the_graph_of_four_and_no_row_is_touched_that_is_
             np.testing.assert_allclose(found, np.tile(want[i], (len(found), 1)), atol=2e-4 * np.abs(want).max())
             if i % 2:  # the fourth sequence has missed this token
                 logits_of(model, step_of([TOKENS[i]] * 4, [i] * 4, kv))
-        (graphs,) = model.backends[0]._graphs.values()
+        (graphs,) = model.backends[0]._kept.values()
         assert [key[1] for key in graphs] == [4]
         assert np.isnan(kv[0].read(np.arange(10, 40, dtype=np.int32))[0]).all()
 
