@@ -24,12 +24,31 @@ constexpr bool kFineIsFree = true;
 
 }  // namespace layerlift::LL_ISA
 
+#ifdef LL_PAIRS
+#include "pairs.h"
+#include "words.h"
+#else
 #include "bytes.h"
+#endif
 #include "finish.h"
 #include "floats.h"
 #include "prepare.h"
+#include "rows.h"
 
 namespace layerlift::LL_ISA {
+
+// The kernels of a quantised format.
+template <class L> constexpr FormatKernels byte_kernels() {
+#ifndef LL_PAIRS
+  return {Kind::kBytes, L::kSub, zero_of<L>(), LL_STREAMS(stream, L), panel<L>, read_row<L>};
+#else
+  if constexpr (L::kSigned)
+    return {Kind::kWords, 0, 0, LL_STREAMS(stream_words, L), panel_words<L>, read_row<L>};
+  else
+    return {Kind::kBytes, L::kSub, L::kZero, kTogether,
+            {stream_pairs<L, 1>, stream_pairs<L, 2>, stream_pairs<L, 3>, stream_pairs<L, 4>}, panel_pairs<L>, read_row<L>};
+#endif
+}
 
 static const MatmulTable matmul_table = {
     {float_kernels<WeightsF32>(), float_kernels<WeightsF16>(), float_kernels<WeightsBF16>(), byte_kernels<Q4_0>(),

@@ -4,15 +4,14 @@
 // to 16 where the block is fine (error 2^-16 of the maximum, below that of a bfloat16 input); bounds in opcases.py.
 #pragma once
 
-#include "rows.h"
 #include "table.h"
 #include "unpack.h"
-#ifdef LL_PAIRS
-#include "pairs.h"
-#include "words.h"
-#endif
 
 namespace layerlift::LL_ISA {
+
+template <class L> static inline i32x16 dot4(i32x16 acc, u8x64 w, const int8_t* a) {
+  return L::kSigned && kSignedProducts ? dot4_ss(acc, w, a) : dot4_us(acc, w, a);
+}
 
 template <class L, int width> static inline i32x16 half_block(const u8x64* w, int first, int count, const int8_t* a, i32x16 acc) {
   LL_UNROLL(8)
@@ -210,21 +209,6 @@ static void panel(const Matrix& m, const Input& in, const int32_t* zeros, int64_
       [&](int tile, int64_t first, int blocks, float* y) {
         tile_product<L, kTileBytes>(unpacked, in, zeros, first, blocks, tile, first == 0, y);
       });
-}
-
-// The kernels of a format. Where bytes are multiplied in pairs, unsigned quants take pairs.h, and signed ones, whose sums
-// would have to be widened at each product, take words for many tokens.
-template <class L> constexpr FormatKernels byte_kernels() {
-#ifndef LL_PAIRS
-  return {Kind::kBytes, Kind::kBytes, L::kSub, zero_of<L>(), LL_STREAMS(stream, L), panel<L>, read_row<L>};
-#else
-  if constexpr (run_of<L>() == 0) {
-    return {Kind::kBytes, Kind::kWords, L::kSub, zero_of<L>(), LL_STREAMS(stream, L), panel_words<L>, read_row<L>};
-  } else {
-    return {Kind::kBytes, Kind::kBytes, L::kSub, L::kZero, kTogether,
-            {stream_pairs<L, 1>, stream_pairs<L, 2>, stream_pairs<L, 3>, stream_pairs<L, 4>}, panel_pairs<L>, read_row<L>};
-  }
-#endif
 }
 
 }  // namespace layerlift::LL_ISA

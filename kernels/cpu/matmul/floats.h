@@ -114,7 +114,7 @@ template <class W> static void read_row_floats(const Matrix& m, int64_t row, flo
 }
 
 template <class W> constexpr FormatKernels float_kernels() {
-  return {Kind::kFloats, Kind::kFloats, 0, 0, LL_STREAMS(stream_floats, W), panel_floats<W>, read_row_floats<W>};
+  return {Kind::kFloats, 0, 0, LL_STREAMS(stream_floats, W), panel_floats<W>, read_row_floats<W>};
 }
 
 }  // namespace layerlift::LL_ISA

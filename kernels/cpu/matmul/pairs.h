@@ -10,12 +10,12 @@
 
 namespace layerlift::LL_ISA {
 
-// Vectors whose products are added in 16 bits, two of each to a sum. 0: signed quants, which have no such products.
+// Vectors whose products are added in 16 bits, two of each to a sum.
 template <class L> constexpr int run_of() {
   constexpr int above = (1 << L::kBits) - 1 - L::kZero, most = above > L::kZero ? above : L::kZero;
-  int run = L::kSigned ? 0 : 1;
-  while (run && 2 * run * most * 127 * 2 < 32768 && 2 * run <= 8 / L::kSubs) run *= 2;
-  static_assert(L::kSigned || L::kZero == 0 || most * 127 * 2 * (8 / L::kSubs) < 32768, "a sum starts at a whole part's zeros");
+  int run = 1;
+  while (2 * run * most * 127 * 2 < 32768 && 2 * run <= 8 / L::kSubs) run *= 2;
+  static_assert(L::kZero == 0 || most * 127 * 2 * (8 / L::kSubs) < 32768, "a sum starts at a whole part's zeros");
   return run;
 }
 

@@ -200,11 +200,7 @@ static inline void place_words(const float* x, const float* highest, const Input
       bad = fma(v, zero_f32(), bad);  // an infinity or NaN in x must come out as NaN: times 0 it is one
       int32_t q[16];
       store_i32(q, round_i32(mul(v, factor)));
-      for (int i = 0; i < 16; i += 2) {
-        int16_t* pair = to + (8 * half + i / 2) * width * 2;
-        pair[0] = int16_t(q[i]);
-        pair[1] = int16_t(q[i + 1]);
-      }
+      for (int i = 0; i < 16; i++) to[((8 * half + i / 4 * 2 + i % 2) * width) * 2 + i / 2 % 2] = int16_t(q[i]);
     }
     in.scale[(at + b) * width + j] = highest[b] * (1.0f / float(kMostWord)) + hsum(bad);
   }

@@ -62,7 +62,7 @@ class Call {
 
  private:
   const FormatKernels& kernels(int f) const { return table_.formats[int(product_.factors[f].matrix->format)]; }
-  Kind kind(int f) const { return streaming_ ? kernels(f).kind : kernels(f).panel_kind; }
+  Kind kind(int f) const { return kernels(f).kind; }
   const Input& input(int f) const {
     return kind(f) == Kind::kBytes ? in_.bytes : kind(f) == Kind::kWords ? in_.words : in_.floats;
   }

@@ -11,7 +11,7 @@ enum class Kind { kBytes, kWords, kFloats };
 // The input of a product, made by `prepare`. Arrays go tile by tile; within a tile:
 //   bytes   [padded_columns / 4][width][4] int8, `fine` the same
 //   scale and block_sum [blocks][width], sum and sum_bytes [blocks * 2][width] (of 16 columns each)
-//   words   [padded_columns / 2][width][2] int16, with `scale` alone
+//   words   [padded_columns / 2][width][2] int16, of each four columns first the even, then the odd ones; with `scale` alone
 //   floats  [padded_columns][width]
 struct Input {
   int64_t tokens, padded_columns;
@@ -61,7 +61,7 @@ constexpr int kStreamTokens = 8;
 constexpr int kPanelScratch = 64 << 10;  // bytes that a Panel needs
 
 struct FormatKernels {
-  Kind kind, panel_kind;  // of the input: of `stream`, and of `panel`
+  Kind kind;  // of the input
   int sub, zero;
   int stream_tokens;             // so few are multiplied by `stream`, more by `panel`
   Stream stream[kStreamTokens];  // one group for 1..stream_tokens tokens: out [T][16]

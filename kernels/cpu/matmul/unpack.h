@@ -26,10 +26,6 @@ static inline void each_panel(const Input& in, int tile_begin, int tile_end, flo
 // What is subtracted from a byte as `unpack` gives it.
 template <class L> constexpr int zero_of() { return L::kSigned ? (kSignedProducts ? 0 : 128) : L::kZero; }
 
-template <class L> static inline i32x16 dot4(i32x16 acc, u8x64 w, const int8_t* a) {
-  return L::kSigned && kSignedProducts ? dot4_ss(acc, w, a) : dot4_us(acc, w, a);
-}
-
 struct IQ4Table {
   uint8_t bytes[16];
 };

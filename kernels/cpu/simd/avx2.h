@@ -202,18 +202,15 @@ static inline void store_i16(int16_t* p, i16x32 a) {
   store256(p, a.lo);
   store256(p + 16, a.hi);
 }
-static inline i16x32 sub_i16(i16x32 a, int16_t b) {
-  return {_mm256_sub_epi16(a.lo, _mm256_set1_epi16(b)), _mm256_sub_epi16(a.hi, _mm256_set1_epi16(b))};
-}
 static inline i16x32 mul(i16x32 a, i16x32 b) { return {_mm256_mullo_epi16(a.lo, b.lo), _mm256_mullo_epi16(a.hi, b.hi)}; }
-// Signed bytes, four columns of 16 rows, as words: the first two columns, and the last two.
-static inline void widen_pairs(u8x64 w, i16x32& first, i16x32& last) {
-  // Each byte goes to the upper half of a word, whose shift to the right extends the sign.
-  __m256i low = _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, 0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13));
-  __m256i high = _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, 2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15));
-  first = {_mm256_srai_epi16(_mm256_shuffle_epi8(w.lo, low), 8), _mm256_srai_epi16(_mm256_shuffle_epi8(w.hi, low), 8)};
-  last = {_mm256_srai_epi16(_mm256_shuffle_epi8(w.lo, high), 8), _mm256_srai_epi16(_mm256_shuffle_epi8(w.hi, high), 8)};
+// Signed bytes, four columns of 16 rows, as words: the first and third column, and the second and fourth.
+static inline __m256i even_words(__m256i w) {
+  // Moved by a shuffle: two shifts more would keep AMD's one unit for shifts busy for longer than the products take.
+  __m256i up = _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, 0, -1, 2, -1, 4, -1, 6, -1, 8, -1, 10, -1, 12, -1, 14));
+  return _mm256_srai_epi16(_mm256_shuffle_epi8(w, up), 8);
 }
+static inline i16x32 even_words(u8x64 w) { return {even_words(w.lo), even_words(w.hi)}; }
+static inline i16x32 odd_words(u8x64 w) { return {_mm256_srai_epi16(w.lo, 8), _mm256_srai_epi16(w.hi, 8)}; }
 // 16 signed bytes as words, each for both columns of its row.
 static inline i16x32 twice_i8(__m128i bytes) {
   __m256i words = _mm256_cvtepi8_epi16(_mm_shuffle_epi32(bytes, 0xd8));  // in the order that unpacking two lanes wants
@@ -238,14 +235,6 @@ static inline i32x16 dot2_words(i32x16 acc, i16x32 w, const int16_t* x) {
 
 static inline u8x64 and_or(u8x64 a, u8x64 mask, u8x64 b) { return or_(and_(a, mask), b); }
 constexpr bool kSignedProducts = true;
-static inline i32x16 dot4_ss(i32x16 acc, u8x64 w, const int8_t* a) {
-  int32_t four;
-  __builtin_memcpy(&four, a, 4);
-  __m256i b = _mm256_set1_epi32(four);
-  return {dot4_us(acc.lo, _mm256_abs_epi8(w.lo), _mm256_sign_epi8(b, w.lo)),
-          dot4_us(acc.hi, _mm256_abs_epi8(w.hi), _mm256_sign_epi8(b, w.hi))};
-}
-
 static inline void split_bf16(u8x64 pairs, f32x16& even, f32x16& odd) {
   __m256i mask = _mm256_set1_epi32(int(0xffff0000));
   even = {_mm256_castsi256_ps(_mm256_slli_epi32(pairs.lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(pairs.hi, 16))};
