@@ -103,20 +103,22 @@ def test_sequences_that_outgrow_the_cache_together_finish_one_after_the_other(mo
         assert [ids(engine.submit(greedy(p, 50)).result()) for p in prompts] == together
 
 
-def test_a_long_prompt_lets_others_go_on_between_its_chunks(engine):
+def test_a_long_prompt_lets_others_go_on_between_its_chunks(model):
     told: list[str] = []
 
     def teller(name):
         return lambda event: told.append(name if isinstance(event, Token | Prefill) else "")
 
-    engine.submit(greedy([5, 6], 100), teller("token"))
-    while told.count("token") < 3:
-        time.sleep(0.001)
-    engine.submit(greedy([7 + i % 200 for i in range(240)], 1, cache_prompt=False), teller("chunk"))
-    while told.count("") < 2:
-        time.sleep(0.001)
+    with Engine(model, context=1024, batch=32, kv_dtype="f32") as engine:  # shifts, so that the first answer never ends
+        other = engine.submit(Request([5, 6], GREEDY, ignore_eos=True, context_shift=True), teller("token"))
+        while told.count("token") < 3:
+            time.sleep(0.001)
+        engine.submit(greedy([7 + i % 200 for i in range(240)], 1, cache_prompt=False), teller("chunk"))
+        while "" not in told:
+            time.sleep(0.001)
+        other.cancel()
     chunks = [i for i, name in enumerate(told) if name == "chunk"][:-1]  # the last one is its only token
-    assert len(chunks) == 8  # of 32 tokens, the engine's largest step
+    assert len(chunks) >= 8  # of 32 tokens, the engine's largest step, and fewer where these take long
     assert all(told[i + 1] == "token" for i in chunks[:-1]), told
 
 
