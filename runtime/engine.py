@@ -68,6 +68,7 @@ class Engine:
         self._running: list[Task] = []
         self._under_way: Flight | None = None  # a step that started before the tokens it reads were known here
         self._pace = Pace(PAUSE)
+        self.between_steps: Callable[[], None] = lambda: None  # called on the engine's thread; must not block or raise
         self._closed = False
         self._process = os.getpid()
         # A step must not run on while Python ends and takes the native library away below it.
@@ -154,9 +155,11 @@ class Engine:
                 self._under_way = None
                 for task in [*self._running]:
                     self._fail(task, error)
+            self.between_steps()
         for task in [*self._running, *self._waiting]:
             task.end("cancelled")
             self._leave(task)
+        self.between_steps()
 
     def _receive(self) -> bool:
         """Takes in what callers sent; waits only when there is nothing to run. False: time to end."""

@@ -131,6 +131,7 @@ class FakeEngine:
         self.requests: list[Request] = []
         self.cached: list[int] = []
         self.on_token: Callable[[int], None] = lambda count: None  # called after each token, on the engine's thread
+        self.between_steps: Callable[[], None] = lambda: None
         tokenizer = FakeTokenizer(add_bos=template is None)
         fallback = SimpleNamespace(is_fallback=True)
         self.model = SimpleNamespace(
@@ -177,6 +178,7 @@ class FakeEngine:
             stream.put(Token(BASE + ord(char), char))
             text, count = text + char, count + 1
             self.on_token(count)
+            self.between_steps()
             time.sleep(self.pause)
             stop = next((s for s in request.stop if text.endswith(s)), None)
             if stop:
@@ -189,6 +191,7 @@ class FakeEngine:
         elif count == request.max_tokens:
             reason = "length"
         stream.put(Done(reason, "", Timings(len(prompt) - same, same, count, 0.5, 0.25)))
+        self.between_steps()
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from ..errors import BackendError, ContextFull, GrammarError, LayerliftError, TemplateError, UserError
 from ..request import Request
 from ..sampler import Sampling
-from .generation import TimeUp
+from .post import TimeUp
 from .service import Busy, Unavailable
 
 log = logging.getLogger("layerlift.server")

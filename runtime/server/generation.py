@@ -16,14 +16,13 @@ layerlift's tree to a status and OpenAI's shape; a dialect with another shape re
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import ContextFull, LayerliftError
+from ..errors import ContextFull
 from ..request import Done, Event, Prefill, Request, Timings, Token
 from ..sampler import Sampling
 from .toolcalls import CallPiece, TextPiece, Tools, parsed_arguments
@@ -236,13 +235,13 @@ class Generation(AsyncIterator[Answer]):
         self.generated = 0
         self._service = service
         self._reader = prepared.tools.reader() if prepared.tools else None
-        self._mail = _Mailbox(asyncio.get_running_loop(), service.settings.timeout)
+        self._mail, sink = service.post.open(service.settings.timeout)
         self._out: deque[Answer] = deque()
         self._ended = self._called = False
         self._cached = self._evaluated = 0
         self.started = time.perf_counter()
         self._first = self._last = 0.0
-        self._stream = service.engine.submit(prepared.request, self._mail.put)
+        self._stream = service.engine.submit(prepared.request, sink)
         self.number = service.enter(self)
 
     def __aiter__(self) -> Generation:
@@ -333,49 +332,3 @@ class Generation(AsyncIterator[Answer]):
             End(reason, self.prompt_tokens, done.timings, done.stop, done.eog, done.prompt_logprobs, done.embedding)
         )
         self._leave()
-
-
-class TimeUp(LayerliftError):
-    """A request took longer than --timeout allows."""
-
-
-class _Mailbox:
-    """Hands the engine's events to the event loop. `put` may be called by any thread. `seconds` 0 is no limit."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float):
-        self._loop = loop
-        self._events: deque[Event | BaseException] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        self._told = False
-        self._alarm = loop.call_later(seconds, self._late) if seconds else None
-
-    def put(self, event: Event | BaseException) -> None:
-        self._events.append(event)
-        if not self._told:
-            self._told = True
-            try:
-                self._loop.call_soon_threadsafe(self._wake)
-            except RuntimeError:  # the loop has ended, and nobody reads this any more
-                pass
-
-    def _wake(self) -> None:
-        self._told = False
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def _late(self) -> None:
-        self.put(TimeUp("the request took longer than --timeout allows"))
-
-    async def get(self) -> Event | BaseException:
-        """The next event; TimeUp when the time is over."""
-        while not self._events:
-            self._waiter = self._loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        return self._events.popleft()
-
-    def close(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()

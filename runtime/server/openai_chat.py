@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import UserError
+from ..request import Token
 from . import fields, openai, wire
 from .fields import MAX_LOGPROBS, SamplingFields
 from .generation import Ask, End, Generation, Piece, Progress, ToolPiece, close_all, start_all
@@ -127,17 +128,24 @@ async def _chunks(service: Service, body: ChatBody, generations: list[Generation
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return wire.event({**head, "choices": [choice], **more})
 
+    def live(index: int, token: Token | None) -> dict[str, Any]:
+        """What is told of a token beside its text."""
+        shown: dict[str, Any] = {"timings": openai.live(generations[index])} if body.timings_per_token else {}
+        if body.logprobs and token is not None:
+            shown["logprobs"] = {"content": [openai.logprob(service.tokenizer, token)]}
+        return shown
+
+    plain = [wire.texts(chunk(index, {"content": wire.TEXT})) for index in range(len(generations))]
     for index in range(len(generations)):
         yield chunk(index, {"role": "assistant", "content": None})
     async for index, event in merged(generations):
-        live: dict[str, Any] = {"timings": openai.live(generations[index])} if body.timings_per_token else {}
         if isinstance(event, Piece):
-            if body.logprobs and event.token is not None:
-                live["logprobs"] = {"content": [openai.logprob(service.tokenizer, event.token)]}
-            if event.text or live:
-                yield chunk(index, {"content": event.text}, **live)
+            if more := live(index, event.token):
+                yield chunk(index, {"content": event.text}, **more)
+            elif event.text:
+                yield plain[index](event.text)
         elif isinstance(event, ToolPiece):
-            yield chunk(index, {"tool_calls": [_call_delta(event)]}, **live)
+            yield chunk(index, {"tool_calls": [_call_delta(event)]}, **live(index, None))
         elif isinstance(event, Progress):
             if body.return_progress:
                 shown = openai.progress(event.done, event.total, event.cached, event.seconds)

@@ -206,16 +206,23 @@ async def _chunks(
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
         return wire.event({**head, "choices": [choice], **more})
 
+    def live(index: int, token: Token | None) -> dict[str, Any]:
+        """What is told of a token beside its text."""
+        shown: dict[str, Any] = {"timings": openai.live(generations[index])} if body.timings_per_token else {}
+        if _probs(body) >= 0 and token is not None:
+            shown["logprobs"] = _logprobs(service, [token], places[index].of([token]))
+        return shown
+
+    plain = [wire.texts(chunk(index, wire.TEXT)) for index in range(len(generations))]
     if body.echo:
         for index, prompt in enumerate(echoed):
             yield chunk(index, prompt)
     async for index, event in merged(generations):
-        live: dict[str, Any] = {"timings": openai.live(generations[index])} if body.timings_per_token else {}
         if isinstance(event, Piece):
-            if _probs(body) >= 0 and event.token is not None:
-                live["logprobs"] = _logprobs(service, [event.token], places[index].of([event.token]))
-            if event.text or live:
-                yield chunk(index, event.text, **live)
+            if more := live(index, event.token):
+                yield chunk(index, event.text, **more)
+            elif event.text:
+                yield plain[index](event.text)
         elif isinstance(event, Progress):
             if body.return_progress:
                 shown = openai.progress(event.done, event.total, event.cached, event.seconds)

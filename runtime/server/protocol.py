@@ -1,4 +1,4 @@
-"""uvicorn's h11 protocol with a deadline for requests to arrive.
+"""uvicorn's h11 protocol with a deadline for requests to arrive, and a short way for the pieces of a stream.
 
 A client that sends a request byte by byte holds a connection open for ever otherwise; middleware is called only when
 the header is complete, so that the protocol has to watch.
@@ -6,6 +6,10 @@ the header is complete, so that the protocol has to watch.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
+WRITE = "layerlift.write"  # ASGI extension: a `Write` for bodies of unknown length, once the header is sent
+Write = Callable[[bytes], Awaitable[None]]
 HEADER_SECONDS = 10.0
 BODY_SECONDS = 60.0
 
@@ -15,10 +19,28 @@ def make_protocol(header_seconds: float = HEADER_SECONDS, body_seconds: float = 
     import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    class DeadlineProtocol(H11Protocol):
-        """Closes connections whose header or body takes too long."""
+    class Protocol(H11Protocol):
+        """Closes connections whose header or body takes too long, and offers applications WRITE."""
 
         _alarm = None
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self._application, self.app = self.app, self._run
+
+        async def _run(self, scope, receive, send) -> None:
+            cycle, flow, transport = self.cycle, self.flow, self.transport
+
+            async def write(data: bytes) -> None:
+                """As h11 would, with what it looks up for each piece known before."""
+                if flow.write_paused and not cycle.disconnected:
+                    await flow.drain()
+                if data and not cycle.disconnected:
+                    transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+            if scope["http_version"] == "1.1" and scope["method"] != "HEAD":  # bodies come in chunks
+                scope["extensions"] = {WRITE: write}
+            await self._application(scope, receive, send)
 
         def connection_made(self, transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -53,4 +75,4 @@ def make_protocol(header_seconds: float = HEADER_SECONDS, body_seconds: float = 
             self._alarm = None
             self.transport.close()
 
-    return DeadlineProtocol
+    return Protocol

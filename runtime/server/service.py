@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import LayerliftError
 from ..sampler import Sampling
 from .metrics import Metrics
+from .post import Post
 from .recall import Recall
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Service:
         self.started = time.time()
         self.failure: BaseException | None = None
         self.metrics = Metrics()
+        self.post = Post()
         self.recall = Recall()
         self.active: dict[int, Generation] = {}
         self.draining = False
@@ -88,6 +90,7 @@ class Service:
         """Opens the model; afterwards it is ready, or `failure` says why not."""
         try:
             engine = self._held.enter_context(self._open())
+            engine.between_steps = self.post.send
             self._template = self._choose_template(engine)
             self._warm_up(engine)
             self._loaded(engine)

@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from . import failures
 from .failures import HTTPFailure
 from .generation import End, Generation, Piece, ToolPiece
+from .protocol import WRITE, Write
 
 T = TypeVar("T")
 PING_SECONDS = 15.0
@@ -88,6 +89,15 @@ def typed_event(value: dict[str, Any]) -> bytes:
     return b"event: " + value["type"].encode() + b"\n" + event(value)
 
 
+TEXT = "\0text\0"
+
+
+def texts(like: bytes) -> Callable[[str], bytes]:
+    """Makes events that are `like` with another text in the place of TEXT; nothing else is encoded for each."""
+    before, after = like.split(_encode(TEXT))
+    return lambda text: b"%b%b%b" % (before, _encode(text), after)
+
+
 DONE = b"data: [DONE]\n\n"
 
 
@@ -114,37 +124,46 @@ class EventStream(Response):
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        write = _writer(scope, send)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await send({"type": "http.response.body", "body": self.ping, "more_body": True})
-            await _while_connected(receive, self._send(scope["path"], send))
+            await write(self.ping)
+            await _while_connected(receive, self._send(scope["path"], write))
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
         except ClientDisconnect:
             pass  # nobody is there to be told
         finally:
             self.close()
             await self.chunks.aclose()
 
-    async def _send(self, path: str, send: Send) -> None:
-        pinger = asyncio.ensure_future(self._pings(send))
+    async def _send(self, path: str, write: Write) -> None:
+        pinger = asyncio.ensure_future(self._pings(write))
         try:
             async for chunk in self.chunks:
                 self._silent = False
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await write(chunk)
         except Exception as error:
             _, body = failures.describe(error)
             shape = failures.shaped(path, body)
-            data = self.failed(shape) if self.failed else event(shape)
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+            await write(self.failed(shape) if self.failed else event(shape))
         finally:
             pinger.cancel()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _pings(self, send: Send) -> None:
+    async def _pings(self, write: Write) -> None:
         while True:
             self._silent = True
             await asyncio.sleep(PING_SECONDS)
-            if self._silent and self.ping:
-                await send({"type": "http.response.body", "body": self.ping, "more_body": True})
+            if self._silent:
+                await write(self.ping)
+
+
+def _writer(scope: Scope, send: Send) -> Write:
+    """What sends a piece of a body: the connection itself where it offers that, which is several times as fast."""
+
+    async def write(data: bytes) -> None:
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+
+    return scope.get("extensions", {}).get(WRITE, write)
 
 
 async def _while_connected(receive: Receive, work: Awaitable[T]) -> T:
