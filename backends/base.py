@@ -74,11 +74,15 @@ class DeviceInfo:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a backend found on this machine: devices, or the reason there are none."""
+    """What a backend found on this machine: devices, or the reason there are none.
+
+    `closed` has a line for each device that is there and cannot be used: which, why, and what to do about it.
+    """
 
     backend: str
     devices: tuple[DeviceInfo, ...] = ()
     reason: str = ""
+    closed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,8 @@ class CudaBackend(CudaGraphs):
             found = tuple(_info(runtime, index) for index in indices if index not in closed)
         except Exception as error:
             return Probe("cuda", reason=refusal(runtime, error))
-        return Probe("cuda", found, "" if found else MODES[PROHIBITED] if closed else "no NVIDIA GPU")
+        reason = "" if len(indices) else "no NVIDIA GPU"
+        return Probe("cuda", found, reason, tuple(f"cuda:{index}: {MODES[PROHIBITED]}" for index in closed))
 
     @classmethod
     def open(cls, device: DeviceInfo, **options: Any) -> CudaBackend:

@@ -23,7 +23,9 @@ class BackendError(LayerliftError):
 
 
 class BackendUnavailable(BackendError):
-    """The backend cannot be used on this machine; the message is the reason."""
+    """The backend, or its `device` where that is said, cannot be used on this machine; the message is the reason."""
+
+    device: DeviceInfo | None = None
 
 
 class UnsupportedFormat(BackendError):

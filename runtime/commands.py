@@ -134,7 +134,7 @@ def devices(options: Options, terminal: Terminal) -> int:
     choices = {d: backend_class(d.backend).choices(d) for probe in probes for d in probe.devices}
     if options.json:
         found = [{**asdict(d), "choices": lines} for d, lines in choices.items()]
-        missing = [{"backend": p.backend, "reason": p.reason} for p in probes if not p.devices]
+        missing = [{"backend": p.backend, "reason": reason} for p in probes for reason in _unavailable(p)]
         terminal.write(json.dumps({"devices": found, "unavailable": missing}, indent=2) + "\n")
         return _check(probes, terminal) if options.check else 0
     lines = []
@@ -143,10 +143,14 @@ def devices(options: Options, terminal: Terminal) -> int:
             memory = f", {d.free / (1 << 30):.1f} of {d.total / (1 << 30):.1f} GiB free" if d.total else ""
             lines.append(f"{d!s:<10} {d.name}{f' ({d.detail})' if d.detail else ''}{memory}")
             lines += [f"{'':<10} {line}" for line in choices[d]]
-        if not probe.devices:
-            lines.append(f"{probe.backend:<10} unavailable: {probe.reason}")
+        lines += [f"{probe.backend:<10} unavailable: {reason}" for reason in _unavailable(probe)]
     terminal.write("\n".join(lines) + "\n")
     return _check(probes, terminal) if options.check else 0
+
+
+def _unavailable(probe: Any) -> tuple[str, ...]:
+    """Why a backend has no device, or why some of them cannot be used."""
+    return probe.closed or (() if probe.devices else (probe.reason,))
 
 
 def _check(probes: Any, terminal: Terminal) -> int:

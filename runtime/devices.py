@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..backends.base import DeviceInfo, Probe
 from ..backends.errors import BackendUnavailable
@@ -17,6 +18,21 @@ def wants_gpu(gpu: str) -> bool:
     """Whether `--gpu` asks for any device but the host."""
     name = gpu.strip().lower()
     return ALIASES.get(name, name) != "disable"
+
+
+def takes_any(gpu: str) -> bool:
+    """Whether `--gpu` leaves the choice to us, so that a device that cannot be used is passed over."""
+    return gpu.strip().lower() == "auto"
+
+
+def without(probes: Sequence[Probe], device: DeviceInfo, reason: str) -> tuple[Probe, ...]:
+    """The probes with a device closed that could not be opened; `reason` names it."""
+    return tuple(
+        replace(probe, devices=tuple(d for d in probe.devices if d != device), closed=(*probe.closed, reason))
+        if probe.backend == device.backend
+        else probe
+        for probe in probes
+    )
 
 
 def choose_devices(gpu: str, probes: Sequence[Probe]) -> tuple[list[DeviceInfo], str]:
@@ -41,7 +57,7 @@ def choose_devices(gpu: str, probes: Sequence[Probe]) -> tuple[list[DeviceInfo],
     if kind == "auto":
         gpus = [device for device in found if device.is_gpu]
         if gpus:
-            return [device for device in gpus if device.backend == gpus[0].backend], ""
+            return [device for device in gpus if device.backend == gpus[0].backend], _closed(probes)
         return [], f"no GPU in use, all layers on the CPU ({_reasons(probes)})"
     if kind.split(":")[0] in HOST_BACKENDS:
         raise UserError(
@@ -59,7 +75,12 @@ def choose_devices(gpu: str, probes: Sequence[Probe]) -> tuple[list[DeviceInfo],
             f"--gpu {gpu} cannot be used: {_reasons([p for p in probes if p.backend in concerned])}",
             hint="--gpu auto takes what there is; `layerlift devices` shows it",
         )
-    return devices, ""
+    return devices, _closed([p for p in probes if p.backend in {device.backend for device in devices}])
+
+
+def _closed(probes: Sequence[Probe]) -> str:
+    """The devices that are passed over, on one line."""
+    return "; ".join(f"not used: {line}" for probe in probes for line in probe.closed)
 
 
 def _of_kind(kind: str, found: Sequence[DeviceInfo]) -> list[DeviceInfo]:
@@ -79,9 +100,9 @@ def _reasons(probes: Sequence[Probe]) -> str:
     for probe in probes:
         if probe.backend in HOST_BACKENDS:
             continue
-        reason = probe.reason or "no device"
+        reason = probe.reason or "; ".join(probe.closed) or "no device"
         if probe.devices:
             names = [f"{device} {device.name}{'' if device.is_gpu else ', a CPU'}" for device in probe.devices]
-            reason = f"only {'; '.join(names)}"
+            reason = f"only {'; '.join([*names, *probe.closed])}"
         parts.append(f"{SPELLED.get(probe.backend, probe.backend)}: {' '.join(reason.split())}")
     return "; ".join(parts) or "no GPU backend in this version"

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import registry
-from ..backends.base import Array, Backend, DeviceInfo, KVDtype, Linear, Norm, Span, Stage, Step, Weight
-from ..backends.errors import DeviceOutOfMemory
+from ..backends.base import Array, Backend, DeviceInfo, KVDtype, Linear, Norm, Probe, Span, Stage, Step, Weight
+from ..backends.errors import BackendUnavailable, DeviceOutOfMemory
 from ..backends.formats import BY_NAME
 from ..backends.kernel_settings import KernelSettings
-from .devices import choose_devices, wants_gpu
+from .devices import choose_devices, takes_any, wants_gpu, without
 from .gguf import GGUF, open_gguf
 from .kv import KVCache
 from .models import architecture
@@ -85,7 +85,8 @@ class Model:
         """Opens a GGUF, plans its layers over the devices and loads them.
 
         `notify` gets one-line notices (what was placed where, what was not found). When a device runs out of memory
-        although the plan said otherwise, the plan is made again with fewer layers there.
+        although the plan said otherwise, the plan is made again with fewer layers there; when one cannot be opened
+        that was not asked for by name, without it.
         """
         notify = notify or (lambda line: None)
         gguf = open_gguf(path)
@@ -93,19 +94,18 @@ class Model:
             config = architecture(gguf).read_config(gguf)
             gpu = "disable" if ngl == 0 else gpu
             probes = registry.probe_all(gpus=wants_gpu(gpu))
-            devices, notice = choose_devices(gpu, probes)
-            host, host_notice = registry.host_device(probes)
-            for line in filter(None, (notice, host_notice)):
-                notify(line)
-            plan = plan_layers(
-                model_sizes(gguf, config, kv_dtype),
-                ngl,
-                context or config.context,
-                devices,
-                host=host,
-                tensor_split=tensor_split,
-                main_gpu=main_gpu,
-            )
+            host, notice = registry.host_device(probes)
+            if notice:
+                notify(notice)
+            sizes, rows = model_sizes(gguf, config, kv_dtype), context or config.context
+
+            def planned(probes: Sequence[Probe]) -> Plan:
+                devices, notice = choose_devices(gpu, probes)
+                if notice:
+                    notify(notice)
+                return plan_layers(sizes, ngl, rows, devices, host=host, tensor_split=tensor_split, main_gpu=main_gpu)
+
+            plan = planned(probes)
             while True:
                 try:
                     model = cls(gguf, plan, threads=threads, kernels=kernels, progress=progress)
@@ -114,10 +114,15 @@ class Model:
                 except DeviceOutOfMemory as error:
                     plan = plan.fewer(error, error.device)
                     notify(f"{error}; trying again: {plan.describe()}")
+                except BackendUnavailable as error:
+                    if error.device not in plan.inputs.devices or not takes_any(gpu):
+                        raise
+                    probes = without(probes, error.device, str(error))
+                    plan = planned(probes)
         except BaseException:
             gguf.close()
             raise
-        if devices:
+        if plan.inputs.devices:
             notify(plan.describe())
         if kernels.recompile:
             for line in model.recompile() or ["--recompile has no effect without a GPU"]:
@@ -156,7 +161,11 @@ class Model:
 
     def _backend(self, device: DeviceInfo) -> Backend:
         if str(device) not in self._backends:
-            opened = self._backends[str(device)] = self._open_device(device, **self._options)
+            try:
+                opened = self._backends[str(device)] = self._open_device(device, **self._options)
+            except BackendUnavailable as error:
+                error.device = device
+                raise
             self._loading_on = device
             opened.reserve(self.plan.nbytes(device))
         return self._backends[str(device)]

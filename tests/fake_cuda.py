@@ -23,7 +23,7 @@ from layerlift.backends.cuda_api import Api
 from layerlift.backends.cuda_launch import MOST_SHARED, SERIALIZATION, WITHOUT_ASKING, LaunchConfig
 from layerlift.kernels import sources
 
-OUT_OF_MEMORY, INVALID_IMAGE, ILLEGAL_ADDRESS, NOT_FOUND, INVALID_VALUE = 2, 200, 700, 500, 1
+OUT_OF_MEMORY, INVALID_IMAGE, ILLEGAL_ADDRESS, NOT_FOUND, INVALID_VALUE, BUSY = 2, 200, 700, 500, 1, 46
 KINDS = {"pointer": ctypes.c_void_p, "int": ctypes.c_int, "float": ctypes.c_float, "i64": ctypes.c_longlong}
 BASE, ADDRESSES = 0x7000_0000_0000, 8 << 30  # where device memory lies; no address is given out twice
 
@@ -52,6 +52,7 @@ class FakeCuda:
     minor: int = 0
     driver: int = 13000
     modes: dict[int, int] = field(default_factory=dict)  # compute modes by device, where they are not the usual one
+    held: frozenset[int] = frozenset()  # devices that another program has for itself
     extended: bool = True  # whether the driver has cuLaunchKernelEx
     archs: tuple[int, ...] = (75, 80, 86, 89, 90, 100, 120)
     devices: int = 1
@@ -68,7 +69,7 @@ class FakeCuda:
         self._host: dict[int, Any] = {}
         self._sizes: dict[int, int] = {}
         self._next = itertools.count(1)
-        self._address = BASE
+        self._address, self._device = BASE, 0
         self._programs: dict[int, str] = {}
         self._modules: dict[int, Emulator] = {}
         self._functions: dict[int, Function] = {}
@@ -132,6 +133,7 @@ class FakeCuda:
         self._called("setDevice")
         if not 0 <= index < self.devices:
             raise FakeCudaError(101, "cudaErrorInvalidDevice: invalid device ordinal")
+        self._device = index
 
     def streamCreateWithFlags(self, flags: int) -> int:
         self._called("streamCreateWithFlags")
@@ -182,6 +184,8 @@ class FakeCuda:
 
     def free(self, address: int) -> None:
         self._called("free")
+        if self._device in self.held:
+            raise FakeCudaError(BUSY, "cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable")
         if address:
             self.streamSynchronize(0)
             self._sizes.pop(address)

@@ -187,14 +187,13 @@ def test_a_device_that_no_program_may_use_is_not_offered(folder):
     with fake_cuda.installed(modes={0: 2}):
         probe = CudaBackend.probe()
         assert not probe.devices
-        assert "compute mode is prohibited; `nvidia-smi -c DEFAULT`" in probe.reason
+        assert probe.closed[0].startswith("cuda:0: the device's compute mode is prohibited; `nvidia-smi -c DEFAULT`")
 
 
 def test_a_device_that_another_program_holds_alone_says_so(folder):
-    with fake_cuda.installed(modes={0: 3}) as fake:
-        fake.fail["free"] = [46]  # the first call that opens a context
-        with pytest.raises(BackendUnavailable, match="cannot be opened: the device is in exclusive mode and another"):
-            opened(folder)
+    words = "cannot be opened: the device is in exclusive mode and another"
+    with fake_cuda.installed(modes={0: 3}, held=frozenset({0})), pytest.raises(BackendUnavailable, match=words):
+        opened(folder)
 
 
 def test_a_device_that_cannot_be_opened_says_why(fake, folder):

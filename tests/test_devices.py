@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from layerlift.backends.base import DeviceInfo, Probe
 from layerlift.backends.errors import BackendUnavailable
-from layerlift.runtime.devices import choose_devices
+from layerlift.runtime.devices import choose_devices, without
 from layerlift.runtime.errors import UserError
 
 
@@ -93,6 +93,17 @@ def test_the_notice_of_auto_gives_each_reason_on_one_line():
         "no GPU in use, all layers on the CPU (CUDA: libcuda.so.1: not found; "
         "OpenCL: only opencl:0 cpu card, a CPU; opencl:1 cpu card, a CPU)"
     )
+
+
+def test_a_device_that_could_not_be_opened_is_passed_over_and_named():
+    line = "cuda:0: cannot be opened: busy"
+    probes = without([CUDA, AMD, CPU], CUDA.devices[0], line)
+    assert choose_devices("auto", probes) == ([CUDA.devices[1]], f"not used: {line}")
+    probes = without(probes, CUDA.devices[1], "cuda:1: gone")
+    assert choose_devices("auto", probes) == ([AMD.devices[1]], f"not used: {line}; not used: cuda:1: gone")
+    assert choose_devices("opencl", probes) == ([AMD.devices[1]], "")
+    with pytest.raises(BackendUnavailable, match="CUDA: cuda:0: cannot be opened: busy; cuda:1: gone"):
+        choose_devices("cuda", probes)
 
 
 @pytest.mark.parametrize("name", ["cpu:0", "numpy", "numpy:0"])
