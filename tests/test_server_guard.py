@@ -91,6 +91,7 @@ def test_a_page_that_was_named_may_read_the_answers(server):
     asked = server.client.options("/v1/models", headers={"Origin": "https://app.example"})
     assert asked.status_code == 204
     assert "authorization" in asked.headers["access-control-allow-headers"]
+    assert {entry.method for entry in ROUTES} <= set(asked.headers["access-control-allow-methods"].split(", "))
 
 
 def test_the_page_names_what_it_may_load(server):

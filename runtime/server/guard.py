@@ -174,7 +174,7 @@ def _with_headers(send: Send, origin: str | None) -> Send:
             if origin is not None:
                 headers["Access-Control-Allow-Origin"] = origin
                 headers["Access-Control-Allow-Headers"] = "authorization, content-type, x-api-key"
-                headers["Access-Control-Allow-Methods"] = "GET, POST, OPTIONS"
+                headers["Access-Control-Allow-Methods"] = "GET, POST, DELETE, OPTIONS"
                 headers.add_vary_header("Origin")
         await send(message)
 
