@@ -48,46 +48,51 @@ def version() -> int:
 def restrict(readable: Iterable[str]) -> None:
     """Only files beneath `readable` can be opened from now on, for reading, by every thread. Raises LandlockError.
 
-    Paths that are not there are passed over. It cannot be taken back, and child processes inherit it.
+    It cannot be taken back, and child processes inherit it.
+    """
+    rules = ruleset(readable)
+    try:
+        _enforce(rules, version())
+    finally:
+        os.close(rules)
+
+
+def ruleset(readable: Iterable[str] = ()) -> int:
+    """An open file that stands for these rules, for the system call that enforces them. Raises LandlockError.
+
+    Paths that are not there are passed over.
     """
     number = version()
     if not number:
         raise LandlockError("this kernel has no Landlock")
-    ruleset = _ruleset(number)
-    try:
-        for path in readable:
-            _allow(ruleset, path)
-        _enforce(ruleset, number)
-    finally:
-        os.close(ruleset)
+    attributes = _Attributes(_of(FILES, number), _of(NETWORK, number), _of(SCOPES, number))
+    size = 24 if number >= 6 else 16 if number >= 4 else 8
+    rules = _call(CREATE_RULESET, ctypes.byref(attributes), ctypes.c_size_t(size), 0)
+    for path in readable:
+        _allow(rules, path)
+    return rules
 
 
 def _of(table: dict[int, int], number: int) -> int:
     return max((rights for since, rights in table.items() if since <= number), default=0)
 
 
-def _ruleset(number: int) -> int:
-    attributes = _Attributes(_of(FILES, number), _of(NETWORK, number), _of(SCOPES, number))
-    size = 24 if number >= 6 else 16 if number >= 4 else 8
-    return _call(CREATE_RULESET, ctypes.byref(attributes), ctypes.c_size_t(size), 0)
-
-
-def _allow(ruleset: int, path: str) -> None:
+def _allow(rules: int, path: str) -> None:
     try:
         parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return
     try:
         rule = _Beneath(READ if os.path.isdir(path) else READ_FILE, parent)
-        _call(ADD_RULE, ruleset, PATH_BENEATH, ctypes.byref(rule), 0)
+        _call(ADD_RULE, rules, PATH_BENEATH, ctypes.byref(rule), 0)
     finally:
         os.close(parent)
 
 
-def _enforce(ruleset: int, number: int) -> None:
+def _enforce(rules: int, number: int) -> None:
     if number >= 8:
         _no_new_privileges()
-        _call(RESTRICT_SELF, ruleset, ALL_THREADS)
+        _call(RESTRICT_SELF, rules, ALL_THREADS)
         return
     from ..kernels.cpu import native
 
@@ -95,7 +100,7 @@ def _enforce(ruleset: int, number: int) -> None:
     if library is None or not hasattr(library, "ll_restrict_threads"):
         raise LandlockError("this kernel restricts one thread at a time, which needs a native library that can")
     native.declare(library, {"ll_restrict_threads": (ctypes.c_int, [ctypes.c_int])})
-    if error := library.ll_restrict_threads(ruleset):
+    if error := library.ll_restrict_threads(rules):
         raise LandlockError(f"Landlock: {os.strerror(error)}")
 
 

@@ -16,6 +16,7 @@ import sys
 import threading
 from typing import IO, Any, cast
 
+from . import landlock
 from .errors import TemplateError
 
 START_SECONDS = 20.0  # wall clock, on a machine that is busy
@@ -66,18 +67,23 @@ class Sandbox:
         self._end(kill=True)
         spec = importlib.util.find_spec(f"{__package__}.template_worker")
         program = cast(Any, spec).loader.get_source(cast(Any, spec).name)  # also from inside a zip
+        rules = _no_files()
         try:
             self._process = process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", program],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                pass_fds=rules,
             )
         except OSError as error:
             raise TemplateError(f"chat template: cannot start {sys.executable!r} to render it: {error}") from None
+        finally:
+            for rule in rules:
+                os.close(rule)
         self._owner = os.getpid()
         # An empty entry is the current directory, which is no place to import from.
-        ready = self._ask(process, {"path": [p for p in sys.path if p]}, START_SECONDS)
+        ready = self._ask(process, {"path": [p for p in sys.path if p], "rules": rules}, START_SECONDS)
         if "error" in ready:
             self._end(kill=True)
             raise TemplateError(
@@ -134,6 +140,14 @@ class Sandbox:
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait()
+
+
+def _no_files() -> list[int]:
+    """Landlock's rules for a process that opens no file; none where the kernel has no Landlock."""
+    try:
+        return [landlock.ruleset()]
+    except landlock.LandlockError:
+        return []
 
 
 shared = Sandbox()

@@ -1,9 +1,9 @@
 """Renders chat templates in a process of its own, which may be killed: a template comes with the model file.
 
 Runs as a program with nothing of layerlift imported. Frames on stdin and stdout are a 4-byte length (big-endian) and
-JSON. The first frame in is {"path": sys.path}; each later one is a job {source, context, now, fuel, seconds, nbytes},
-answered by {"text"} or {"error"}. A job that takes too much processor time or memory, or overflows the stack, ends
-the process; sandbox.py reads the reason from how it ended.
+JSON. The first frame in is {"path": sys.path, "rules": open files of Landlock rules}; each later one is a job {source,
+context, now, fuel, seconds, nbytes}, answered by {"text"} or {"error"}. A job that takes too much processor time or
+memory, or overflows the stack, ends the process; sandbox.py reads the reason from how it ended.
 
 Where the system has forks, jobs are done in a child, and what ended it is answered as {"ended": status}: the next child
 needs no program to be started, which a confined server cannot do. SIGTERM ends the job at hand.
@@ -64,23 +64,43 @@ def plain_blocks(source):
     return GENERATION.sub(lambda m: f"{{%{m[1]} {'endif' if m[2] else 'if true'} {m[3]}%}}", source)
 
 
-def limit(seconds, nbytes):
+def open_statm():
+    """The file that tells how much memory this process has, to be read at any time; None where there is none."""
+    try:
+        return os.open("/proc/self/statm", os.O_RDONLY)
+    except OSError:
+        return None
+
+
+def confine(rules):
+    """Opens no file and makes no connection from here on, as Landlock's rules say (landlock.py)."""
+    if not rules:
+        return
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    libc.prctl(38, 1, 0, 0, 0)  # no new privileges, which Landlock asks for
+    for rule in rules:
+        libc.syscall(446, rule, 0)
+        os.close(rule)
+
+
+def limit(statm, seconds, nbytes):
     """From here on `seconds` of processor time and `nbytes` more memory end the process (where the system can)."""
     try:
         import resource
 
-        with open("/proc/self/statm") as statm:
-            used = int(statm.read().split()[0]) * resource.getpagesize()
+        used = int(os.pread(statm, 64, 0).split()[0]) * resource.getpagesize()
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (used + nbytes, hard))
-    except (ImportError, OSError, ValueError):
+    except (ImportError, OSError, TypeError, ValueError):
         pass
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def answer(minijinja, job):
-    limit(job["seconds"], job["nbytes"])
+def answer(minijinja, statm, job):
+    limit(statm, job["seconds"], job["nbytes"])
     try:
         env = environment(minijinja, datetime.fromisoformat(job["now"]), job["fuel"])
         text = env.render_str(plain_blocks(job["source"]), "template", **job["context"])
@@ -134,7 +154,8 @@ def main():
         send.write(struct.pack(">I", len(data)) + data)
         send.flush()
 
-    sys.path[:] = read()["path"]  # pyright: ignore[reportOptionalSubscript]
+    start = read() or {}
+    sys.path[:] = start["path"]
     try:
         import minijinja
     except ImportError as error:
@@ -150,8 +171,10 @@ def main():
     write({"ready": True})
     if hasattr(os, "fork"):
         go_on_in_a_child(write)
+    statm = open_statm()
+    confine(start["rules"])
     while (job := read()) is not None:
-        write(answer(minijinja, job))
+        write(answer(minijinja, statm, job))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from chat_styles import NOW, render
+from layerlift.runtime import landlock
 from layerlift.runtime.errors import TemplateError
+from layerlift.runtime.sandbox import shared
 
 DAG = "{% set n = namespace(s=[1]) %}{% for i in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}"
 DOUBLE = "{%% set n = namespace(s='a'*999) %%}{%% for i in range(999) %%}{%% set n.s = n.s %s n.s %%}{%% endfor %%}"
@@ -119,3 +122,39 @@ def test_a_process_that_cannot_start_is_named(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     with pytest.raises(TemplateError, match=r"cannot start '/nonexistent/python'"):
         Sandbox().render("x", {}, NOW.isoformat())
+
+
+OPENS = """
+import os, socket, sys
+from layerlift.runtime import landlock, template_worker
+
+statm = template_worker.open_statm()
+rules = landlock.ruleset()
+template_worker.confine([rules])
+tries = [
+    lambda: open(sys.argv[1]).close(),
+    lambda: open(sys.argv[1] + "2", "w").close(),
+    lambda: os.listdir("/"),
+    lambda: os.execv(sys.executable, [sys.executable]),
+    lambda: os.fstat(rules),
+]
+for attempt in tries:
+    try:
+        attempt()
+        print("done")
+    except OSError as error:
+        print(type(error).__name__)
+print(int(os.pread(statm, 64, 0).split()[0]) > 0)
+"""
+
+
+@pytest.mark.skipif(not landlock.version(), reason="this kernel has no Landlock")
+def test_the_process_that_renders_opens_no_file(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    run = subprocess.run([sys.executable, "-c", OPENS, str(secret)], capture_output=True, text=True, timeout=60)
+    assert run.stdout.split() == [*["PermissionError"] * 4, "OSError", "True"], run.stderr
+    assert render("{{ messages[0]['content'] }}") == "Hello"
+    worker = shared._process.pid
+    (renders,) = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
+    assert "NoNewPrivs:\t1" in Path(f"/proc/{renders}/status").read_text()
