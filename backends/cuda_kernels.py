@@ -94,6 +94,13 @@ class Matvec:
         """Rows that one block makes."""
         return ROWS_AT_ONCE * self.warps // self.split(fmt)
 
+    @property
+    def registers(self) -> int:
+        """Of a thread, at most, so that nothing is spilled: IQ4_NL's look-ups need more than others' codes."""
+        if self.tokens == 1:
+            return 80
+        return 168 if self.tokens > 4 or "IQ4_NL" in self.formats else 128
+
     def blocks(self, *rows: int) -> int:
         """The grid, for matrices of so many rows: one for each format, one for gate and up together."""
         each = 2 if self.kind == "gated" else 1
@@ -105,8 +112,7 @@ class Matvec:
         found: dict[str, int | str] = {"COLUMNS": self.columns, "TOKENS": self.tokens, "WARPS": self.warps}
         for name, fmt in zip(names, self.formats, strict=True):
             found[f"FORMAT_{name}"], found[f"SPLIT_{name}"] = fmt, self.split(fmt)
-        registers = 80 if self.tokens == 1 else (128 if self.tokens <= 4 else 168)
-        found["BLOCKS_AT_ONCE"] = 65536 // (registers * self.threads)
+        found["BLOCKS_AT_ONCE"] = 65536 // (self.registers * self.threads)
         return {**found, "TILE": self.tile, "GROUP_SIZE": self.threads, "RAGGED": 0, "COMPACT": 0}
 
     @property

@@ -16,8 +16,6 @@ from layerlift.backends.cuda_kernels import (
 )
 from nvrtc import ARCHITECTURES, nvrtc, registers, spills
 
-MATVEC_REGISTERS = {1: 80, 4: 128, 8: 168}  # by tokens
-
 
 @dataclass(frozen=True)
 class Build:
@@ -30,7 +28,7 @@ class Build:
 
 def matvec(*arguments) -> Build:
     program = Matvec(*arguments)
-    return Build(f"{program.kind}-{program.formats[0]}", program.text(), MATVEC_REGISTERS[program.tokens])
+    return Build(f"{program.kind}-{program.formats[0]}", program.text(), program.registers)
 
 
 def few(head_dim, dtype=0) -> Build:
