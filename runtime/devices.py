@@ -58,7 +58,9 @@ def choose_devices(gpu: str, probes: Sequence[Probe]) -> tuple[list[DeviceInfo],
         gpus = [device for device in found if device.is_gpu]
         if gpus:
             return [device for device in gpus if device.backend == gpus[0].backend], _closed(probes)
-        return [], f"no GPU in use, all layers on the CPU ({_closed(probes) or '`layerlift devices` says why'})"
+        closed = [probe for probe in probes if probe.closed]
+        why = _reasons(closed) if closed else "`layerlift devices` says why"
+        return [], f"no GPU in use, all layers on the CPU ({why})"
     if kind.split(":")[0] in HOST_BACKENDS:
         raise UserError(
             f"--gpu {gpu} is no GPU", hint="--gpu disable computes on the CPU; LAYERLIFT_ISA=numpy does so with NumPy"
