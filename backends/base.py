@@ -44,6 +44,7 @@ __all__ = [
     "Step",
     "UnsupportedFormat",
     "Weight",
+    "Whole",
 ]
 
 Array = Any  # a backend's own array type
@@ -191,6 +192,16 @@ class Stage:
     backend: Backend
     blocks: Sequence[Block]
     first_layer: int
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A model that is whole on one backend: its embedding, all its layers and its head."""
+
+    table: Weight
+    stage: Stage
+    norm: Norm
+    output: Linear
 
 
 class KVStore(ABC):
@@ -407,3 +418,11 @@ class Backend(ABC):
         for block in stage.blocks:
             x = block(self, x, step)
         return x
+
+    def answer(self, whole: Whole, step: Step, draws: Sequence[Draw] | None) -> tuple[Array, Picked | None]:
+        """A step from its tokens to its logits [n_out, vocab], and what `pick` takes of them (None: nothing).
+
+        The logits are there until the next step; `Picked.ids` may be the tokens of that one.
+        """
+        logits = self.head(self.run(whole.stage, self.embed(whole.table, step.tokens), step), whole.norm, whole.output)
+        return logits, None if draws is None else self.pick(logits, draws)

@@ -175,7 +175,8 @@ class CudaBackend(CudaGraphs):
         host = np.empty(x.shape, x.dtype)
         wait = self._guarded("copying from the device", lambda: self._staging.fetch(x.handle.ptr, host))
         if wait is None:
-            return super().fetch(x)
+            host = self.download(x)  # at once: a kept step's tokens give way to the next one's
+            return lambda: host
 
         def finish() -> NDArray[Any]:
             self._guarded("waiting for the device", wait)

@@ -23,6 +23,23 @@ class CudaBuffer:
     def __del__(self) -> None:
         self._arena.give(self.ptr, self.nbytes)
 
+    def part(self, at: int, nbytes: int) -> CudaBuffer:
+        """The nbytes from byte `at` on, which are there as long as the part is."""
+        return CudaPart(self, at, nbytes)
+
+
+class CudaPart(CudaBuffer):
+    """A part of a buffer that others share."""
+
+    __slots__ = ("_whole",)
+
+    def __init__(self, whole: CudaBuffer, at: int, nbytes: int):
+        assert 0 <= at <= at + nbytes <= whole.nbytes, (at, nbytes, whole.nbytes)
+        self._whole, self.ptr, self.nbytes = whole, whole.ptr + at, nbytes
+
+    def __del__(self) -> None:
+        """The whole gives the memory back."""
+
 
 class Piece:
     """One allocation of the driver's. `holes` are (start, nbytes) of what is not handed out, by address."""

@@ -6,16 +6,20 @@ A step of three sequences replays the graph of four, with one of its sequences t
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from .base import BackendError, DeviceOutOfMemory, Stage, Step
+import numpy as np
+
+from .base import BackendError, DeviceOutOfMemory, Draw, Picked, Step, Whole
 from .cuda_api import Api
+from .cuda_inputs import StepInputs
 from .cuda_launch import Launcher
 from .cuda_ops import CudaOps
-from .gpu_memory import GpuArray
-from .gpu_replay import CannotReplay, GpuReplay, KeptStep, bucket
+from .gpu_memory import GpuArray, lent
+from .gpu_replay import CannotReplay, GpuReplay, KeptStep, bucket, most_words
+from .gpu_step import StepLayout
 
 T = TypeVar("T")
 MOST_TOKENS = 64  # of a step that is worth a graph
@@ -61,14 +65,51 @@ class CudaGraphs(CudaOps, GpuReplay):
     def kept_tokens(self, t: int) -> int:
         return bucket(t, 1) if t <= MOST_TOKENS else 0
 
-    def first_run(self, stage: Stage, x: GpuArray, step: Step) -> tuple[GpuArray, None]:
+    def first_run(self, kept: KeptStep, step: Step) -> None:
         """Not recorded yet: a graph cannot hold what a first run does beside launching."""
-        return self.run_plainly(stage, x, step), None
+        kept.y = kept.work(step)
 
     def next_run(self, kept: KeptStep, step: Step) -> None:
         recording = kept.launches or self._capture(kept, step)
         self._guarded("a graph", lambda: self._api.runtime.graphLaunch(recording.handle, self._stream))
         self.launches += 1
+
+    def answer(self, whole: Whole, step: Step, draws: Sequence[Draw] | None) -> tuple[GpuArray, Picked | None]:
+        """A replayed step is one copy up, one launch, and the tokens' copy down. The device keeps them for the next."""
+        t, n = self.replayed_tokens(whole.stage, step), len(step.tokens)
+        tokens: Any = step.tokens
+
+        def begin(layout: StepLayout) -> KeptStep:
+            inputs = StepInputs(self.empty((StepInputs.nbytes(t, most_words(layout)),), np.uint8), t)
+
+            def work(step: Step) -> GpuArray:
+                logits = self._logits(whole, inputs.tokens, step)
+                if draws is not None:
+                    self.draw_tokens(logits, inputs.settings, inputs.tokens)
+                return lent(logits)  # so that all kept steps have theirs in the same memory
+
+            return KeptStep(work, inputs.words, inputs)
+
+        def fill(kept: KeptStep, layout: StepLayout) -> None:
+            inputs: StepInputs = kept.given
+            there = isinstance(tokens, GpuArray)
+            if there and tokens.block is not inputs.memory.block:
+                self.copy_filled_up(tokens, inputs.tokens)
+            self._copy_in(*inputs.update(None if there else tokens, draws or (), layout))
+
+        kept = self.replayed(("whole", draws is None), whole.stage, step, t, begin, fill) if t else None
+        if kept is None:
+            logits = self._logits(whole, tokens, step)
+            return logits, None if draws is None else self.pick(logits, draws)
+        logits = GpuArray(kept.y.block, (n, kept.y.shape[1]))
+        if draws is None:
+            return logits, None
+        picked = kept.given.first(n)
+        return logits, Picked(self.fetch(picked), picked)
+
+    def _logits(self, whole: Whole, tokens: Any, step: Step) -> GpuArray:
+        x = self.run_plainly(whole.stage, self.embed(whole.table, tokens), step)
+        return self.head(x, whole.norm, whole.output)
 
     def _capture(self, kept: KeptStep, step: Step) -> Recording:
         """Raises CannotReplay; the step's launches have then not been made."""
@@ -79,7 +120,7 @@ class CudaGraphs(CudaOps, GpuReplay):
             self.recording = True
             failed: BackendError | None = None
             try:
-                kept.y = self.run_plainly(kept.stage, kept.x, step)
+                kept.y = kept.work(step)
             except BackendError as error:
                 failed = error
             finally:

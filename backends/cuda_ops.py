@@ -251,19 +251,25 @@ class CudaOps(GpuBackend):
         return sampling_ready(draw)
 
     def pick(self, logits: GpuArray, draws: Sequence[Draw] = ()) -> Picked:
-        n, vocabulary = logits.shape
+        n = len(logits)
         if not draws and (self._likeliest is None or len(self._likeliest) < n):
             self._likeliest = self.upload(packed([Draw()] * max(n, 64)).reshape(-1, LAYOUT.itemsize))
         settings = self.upload(packed(draws)) if draws else self._likeliest
+        picked = self.empty((n,), np.int32)
+        self.draw_tokens(logits, settings, picked)
+        return Picked(self.fetch(picked), picked)
+
+    def draw_tokens(self, logits: GpuArray, settings: GpuArray | None, picked: GpuArray) -> None:
+        """The tokens of logits [n, vocab] by n packed draws, into `picked` [n] int32."""
+        n, vocabulary = logits.shape
         shape = sample_kept_shape(n, vocabulary)
-        kept, picked = self.empty(shape, np.int64), self.empty((n,), np.int32)
+        kept = self.empty(shape, np.int64)
         slices, choose = (
             self._kernel("sample", name, threads=SLICE // 2, text=sample_text)
             for name in ("sample_slices", "sample_pick")
         )
         self.run_kernel(slices, shape[1], n, logits.handle, handle_of(settings), kept.handle, vocabulary)
         self.run_kernel(choose, n, 1, kept.handle, handle_of(settings), picked.handle, shape[1])
-        return Picked(self.fetch(picked), picked)
 
     def fetch(self, x: GpuArray) -> Callable[[], NDArray[Any]]:
         """Starts to bring a small array to the host; what it returns gives it, and is called once."""

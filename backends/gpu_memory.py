@@ -61,12 +61,21 @@ class Block:
         self.pool.give(self.handle, self.size)
 
 
+class Lent:
+    """In place of a block: memory that its pool may give to others."""
+
+    __slots__ = ("handle",)
+
+    def __init__(self, handle: Handle):
+        self.handle = handle
+
+
 class GpuArray:
     """An array on the device, C order. `handle` is what kernels take."""
 
     __slots__ = ("block", "dtype", "handle", "shape")
 
-    def __init__(self, block: Block, shape: tuple[int, ...], dtype: Any = np.float32):
+    def __init__(self, block: Block | Lent, shape: tuple[int, ...], dtype: Any = np.float32):
         self.block, self.handle, self.shape, self.dtype = block, block.handle, shape, dtype
 
     def __len__(self) -> int:
@@ -82,6 +91,11 @@ class GpuArray:
 
     def __repr__(self) -> str:
         return f"GpuArray({list(self.shape)}, {np.dtype(self.dtype).name})"
+
+
+def lent(x: GpuArray) -> GpuArray:
+    """The same array, which does not keep its memory: it is there until the pool gives it away."""
+    return GpuArray(Lent(x.handle), x.shape, x.dtype)
 
 
 def rounded(nbytes: int) -> int:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import weakref
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,15 @@ class CannotReplay(BackendError):
 
 @dataclass
 class KeptStep:
-    """`words`, `x`: what each step fills in; `y`: what it leaves; `launches`: as the driver replays them, once made."""
+    """`work` launches a step in memory that stays, and gives its output `y`; `launches`: as the driver replays them.
 
-    stage: Stage
+    It reads `words`, the step's data, and `given`, the rest of what each step fills in.
+    """
+
+    work: Callable[[Step], GpuArray]
     words: GpuArray
-    x: GpuArray
-    y: GpuArray
+    given: Any
+    y: GpuArray = field(init=False)
     launches: Any = None
 
 
@@ -62,8 +65,8 @@ class GpuReplay(GpuBackend):
         """How many tokens the kept step has that serves a step of t; 0 where none does."""
 
     @abstractmethod
-    def first_run(self, stage: Stage, x: GpuArray, step: Step) -> tuple[GpuArray, Any]:
-        """Runs a step launch by launch, in memory that stays: its output, and its launches or None."""
+    def first_run(self, kept: KeptStep, step: Step) -> None:
+        """Runs a step's work launch by launch; sets `kept.y`, and `kept.launches` where they are known already."""
 
     @abstractmethod
     def next_run(self, kept: KeptStep, step: Step) -> None:
@@ -76,26 +79,58 @@ class GpuReplay(GpuBackend):
     # -- running --
 
     def run(self, stage: Stage, x: GpuArray, step: Step) -> GpuArray:
-        t = self.kept_tokens(len(x)) if self.replays and stage.blocks and is_decode(step) else 0
-        if not t:
-            return self.run_plainly(stage, x, step)
+        t = self.replayed_tokens(stage, step)
+
+        def begin(layout: StepLayout) -> KeptStep:
+            own = self.empty((t, x.shape[1]))
+            words = self.empty((most_words(layout),), np.int32)
+            return KeptStep(lambda step: self.run_plainly(stage, own, step), words, own)
+
+        def fill(kept: KeptStep, layout: StepLayout) -> None:
+            self._copy_in(kept.words.handle, layout.words)
+            self.copy_filled_up(x, kept.given)
+
+        kept = self.replayed("stage", stage, step, t, begin, fill) if t else None
+        return self._copy_of(kept.y, len(x)) if kept else self.run_plainly(stage, x, step)
+
+    def replayed_tokens(self, stage: Stage, step: Step) -> int:
+        """How many tokens the kept step has that serves this one; 0 where none does."""
+        return self.kept_tokens(len(step.tokens)) if self.replays and stage.blocks and is_decode(step) else 0
+
+    def replayed(
+        self,
+        kind: Hashable,
+        stage: Stage,
+        step: Step,
+        t: int,
+        begin: Callable[[StepLayout], KeptStep],
+        fill: Callable[[KeptStep, StepLayout], None],
+    ) -> KeptStep | None:
+        """Runs a step by the kept one of t tokens, which `begin` makes and `fill` brings up to date.
+
+        None: it cannot be kept, and has not run.
+        """
         filled = filled_up(step, t)
         layout = StepLayout(filled, self._ropes)
         layout.longest = bucket(layout.longest, SHORTEST)
         steps = self._kept.setdefault(step.kv[stage.first_layer], OrderedDict())
-        key = (id(stage), t, layout.longest, tuple(map(id, self._ropes)))
+        key = (id(stage), t, layout.longest, tuple(map(id, self._ropes)), kind)
         try:
-            if key not in steps:
-                return self._first(steps, key, stage, x, filled, layout)
+            kept = steps.get(key)
+            if kept is None:
+                return self._first(steps, key, begin(layout), fill, filled, layout)
             steps.move_to_end(key)
-            return self._again(steps[key], x, filled, layout)
+            fill(kept, layout)
+            filled.scratch[self] = (layout, kept.words)
+            self.next_run(kept, filled)
+            return kept
         except CannotReplay:
             steps.pop(key, None)
         except DeviceOutOfMemory:
             steps.clear()
             self.replays = False  # what one launch after the other needs may still fit
         step.scratch.pop(self, None)  # it is of the kept step's memory
-        return self.run_plainly(stage, x, step)
+        return None
 
     def run_plainly(self, stage: Stage, x: GpuArray, step: Step) -> GpuArray:
         """One launch after the other, none of them kept."""
@@ -107,33 +142,32 @@ class GpuReplay(GpuBackend):
         super().close()
 
     def _first(
-        self, steps: OrderedDict[Any, KeptStep], key: Any, stage: Stage, x: GpuArray, step: Step, layout: StepLayout
-    ) -> GpuArray:
+        self,
+        steps: OrderedDict[Any, KeptStep],
+        key: Hashable,
+        kept: KeptStep,
+        fill: Callable[[KeptStep, StepLayout], None],
+        step: Step,
+        layout: StepLayout,
+    ) -> KeptStep:
         """Runs the step in the memory that it will be replayed in: kernels are built, memory is taken."""
-        ropes, t = self._ropes, len(step.rows)
-        words = self.empty((layout.words.size + t * layout.longest,), np.int32)
-        own = self.empty((t, x.shape[1]))
-        self._fill(words, own, x, step, layout)
+        ropes = self._ropes
+        fill(kept, layout)
+        step.scratch[self] = (layout, kept.words)
         with self.kept_memory():
-            y, launches = self.first_run(stage, own, step)
+            self.first_run(kept, step)
         if self._ropes is ropes:  # else the layout is another from now on
-            steps[key] = KeptStep(stage, words, own, y, launches)
+            steps[key] = kept
             if len(steps) > KEPT:
                 self._sync()  # the one that goes may still run
                 steps.popitem(last=False)
-        return self._copy_of(y, len(x))
+        return kept
 
-    def _again(self, kept: KeptStep, x: GpuArray, step: Step, layout: StepLayout) -> GpuArray:
-        self._fill(kept.words, kept.x, x, step, layout)
-        self.next_run(kept, step)
-        return self._copy_of(kept.y, len(x))
-
-    def _fill(self, words: GpuArray, own: GpuArray, x: GpuArray, step: Step, layout: StepLayout) -> None:
-        self._copy_in(words.handle, layout.words)
-        self.copy_rows(x, own, len(x))
-        if len(own) > len(x):
-            self.copy_rows(x, own, len(own) - len(x), to=len(x))
-        step.scratch[self] = (layout, words)
+    def copy_filled_up(self, source: GpuArray, target: GpuArray) -> None:
+        """All rows of `source`, then its first ones again, to the rows of `target`."""
+        self.copy_rows(source, target, len(source))
+        if len(target) > len(source):
+            self.copy_rows(source, target, len(target) - len(source), to=len(source))
 
     def _copy_of(self, y: GpuArray, t: int) -> GpuArray:
         """The first rows, where the next replay does not touch them."""
@@ -153,6 +187,11 @@ class GpuReplay(GpuBackend):
     def by_vendor(self, w: Weight) -> VendorBlas | None:
         """A vendor's library works in memory of its own, which a kept step must not hold."""
         return None if self._for_keeping else super().by_vendor(w)
+
+
+def most_words(layout: StepLayout) -> int:
+    """Of the steps of a layout's bucket."""
+    return layout.words.size + layout.n_tokens * layout.longest
 
 
 def is_decode(step: Step) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
-from .base import BackendError, Stage, Step
+from .base import BackendError, Step
 from .gpu_memory import GpuArray
 from .gpu_replay import CannotReplay, GpuReplay, KeptStep
 from .opencl_launch import Enqueue, KeptLaunches, driver_error
@@ -36,10 +36,11 @@ class OpenCLReplay(GpuReplay):
         """Steps of many tokens multiply in tiles: the time to launch them is small beside that."""
         return t if t <= self.tuning.few else 0
 
-    def first_run(self, stage: Stage, x: GpuArray, step: Step) -> tuple[GpuArray, KeptLaunches]:
-        ropes, self._keeping = self._ropes, KeptLaunches(self._queue)
+    def first_run(self, kept: KeptStep, step: Step) -> None:
+        ropes, kept.launches = self._ropes, KeptLaunches(self._queue)
+        self._keeping = kept.launches
         try:
-            return self.run_plainly(stage, x, step), self._keeping
+            kept.y = kept.work(step)
         except CannotReplay:
             self.replays = self._ropes is not ropes  # the table of a new rope goes up by itself, once
             raise

@@ -139,8 +139,7 @@ class Turns:
 
     def __call__(self) -> None:
         self._step.scratch.clear()
-        backend, logits = self._model.logits(*self._model.forward(self._step))
-        last, self._last = self._last, backend.pick(logits)
+        last, (_, self._last) = self._last, self._model.answer(self._step, ())
         if last:
             last.wait()
 

@@ -20,7 +20,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.base import Array, Backend, KVDtype, Span, Step
+from ..backends.base import Array, KVDtype, Span, Step
 from .batch import Pace, choose
 from .errors import ContextFull, LayerliftError, UserError
 from .flight import Flight, Outputs, Part
@@ -251,17 +251,18 @@ class Engine:
         if reading:
             tokens = sum(len(rows) for _, _, rows in chosen)
             self._pace.read(tokens, waiting=any(task.pending == 1 for task in self._running))
-        origin, x = self.model.forward(self._assemble(chosen))
         parts, first = [], 0
         for task, sequence, rows in chosen:
-            before, count = sequence.length, len(rows)
-            self._cache.commit(sequence, task.tokens[before : before + count])
-            wanted = count if task.wants_all else int(task.pending == 0)
-            parts.append(Part(task, sequence, before, first, first + wanted))
+            wanted = len(rows) if task.wants_all else int(task.pending == len(rows))
+            parts.append(Part(task, sequence, sequence.length, first, first + wanted))
             first += wanted
+        flight = self._start(self._assemble(chosen), parts)
+        flight.reads_prompts = reading
+        for task, sequence, rows in chosen:
+            self._cache.commit(sequence, task.tokens[sequence.length : sequence.length + len(rows)])
             if task.prompt_left:
-                task.prefilled(count)
-        return Flight(parts, origin, x, self._outputs(origin, x, parts), reading)
+                task.prefilled(len(rows))
+        return flight
 
     def _launch_ahead(self, flight: Flight) -> Flight | None:
         """Starts the next token of every sequence while those of `flight` are on their way here, where that is sure.
@@ -281,9 +282,8 @@ class Engine:
             for part in parts:
                 self._cache.rollback(part.sequence)
             return None
-        origin, x = self.model.forward(self._assemble(chosen, ids))
-        ahead = [Part(task, seq, seq.length, i, i + 1) for i, (task, seq, _) in enumerate(chosen)]
-        return Flight(ahead, origin, x, self._outputs(origin, x, ahead, ahead=1))
+        following = [Part(task, seq, seq.length, i, i + 1) for i, (task, seq, _) in enumerate(chosen)]
+        return self._start(self._assemble(chosen, ids), following, ahead=1)
 
     def _catch_up(self, flight: Flight) -> None:
         """The tokens that a step under way reads are known now. Sequences that ended with them are no longer part."""
@@ -291,12 +291,16 @@ class Engine:
         for part in flight.parts:
             self._cache.commit(part.sequence, part.task.tokens[part.before : part.before + 1])
 
-    def _outputs(self, origin: Backend, x: Array, parts: list[Part], *, ahead: int = 0) -> Outputs | None:
-        """The next tokens of a step; None where it has none, only embeddings or the middle of prompts."""
-        owners = [part.task for part in parts for _ in range(part.first, part.end)]
+    def _start(self, step: Step, parts: list[Part], *, ahead: int = 0) -> Flight:
+        """Launches a step; without outputs where no token comes of it, only embeddings or the middle of prompts."""
+        owners, model = [part.task for part in parts for _ in range(part.first, part.end)], self.model
+        outputs = Outputs(model.head_backend, owners, ahead=ahead)
+        if owners and not any(task.is_embedding for task in owners):
+            return Flight(parts, outputs.launched(*model.answer(step, outputs.draws)))
+        origin, x = model.forward(step)
         if all(task.is_embedding for task in owners):
-            return None
-        return Outputs(*self.model.logits(origin, x), owners, ahead=ahead)
+            return Flight(parts, None, lambda: model.states(origin, x))
+        return Flight(parts, outputs.launched(*model.choose(origin, x, outputs.draws)), lambda: model.states(origin, x))
 
     def _reserve(self) -> list[Chosen]:
         """Rows for each task's share of the next step. A task for which none are left makes room, waits or ends."""
@@ -369,7 +373,8 @@ class Engine:
         """Turns outputs into the next token of each task that has one, or into its embedding."""
         parts, outputs = [part for part in flight.parts if part.end > part.first], flight.outputs
         if any(part.task.is_embedding for part in parts):
-            states = self.model.states(flight.origin, flight.x)
+            assert flight.states
+            states = flight.states()
             for part in parts:
                 if part.task.is_embedding:
                     part.task.pool(states[part.first : part.end])

@@ -5,13 +5,14 @@ The device chooses them where it can, else each task's sampler does. Knows nothi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.base import Array, Backend, Draw
+from ..backends.base import Array, Backend, Draw, Picked
 from .errors import BackendError
 from .kv import Sequence
 from .sampler import Sampled
@@ -19,21 +20,27 @@ from .task import Task
 
 
 class Outputs:
-    """Logits [n_out, vocab] of `backend`, from a step's launch to its tokens. Row i belongs to the task owners[i].
+    """The logits [n_out, vocab] of a step on `backend`, from before its launch to its tokens. Row i is of owners[i].
 
-    What the device does is queued here; `receive` waits for it. `ahead` counts the tokens that are still unknown. A
-    task's tokens are all chosen in one of the two places, whatever else is in its steps, so that a seed repeats them.
+    `draws` says what the device chooses: None where it has nothing to, () for the likeliest everywhere. `receive` waits
+    for it. `ahead` counts the tokens that are still unknown. A task's tokens are all chosen in one of the two places,
+    whatever else is in its steps, so that a seed repeats them.
     """
 
-    def __init__(self, backend: Backend, logits: Array, owners: Rows[Task], *, ahead: int = 0):
-        self._backend, self._logits, self._owners = backend, logits, owners
+    def __init__(self, backend: Backend, owners: Rows[Task], *, ahead: int = 0):
+        self._backend, self._owners = backend, owners
         draws = [Draw() if task.is_embedding else task.draw(ahead) for task in owners]
         self._drawn = [draw is not None and backend.can_draw(draw) for draw in draws]
         own = [draw if drawn and draw else Draw() for draw, drawn in zip(draws, self._drawn, strict=True)]
         some = any(draw.temperature > 0 for draw in own)
-        self._picked = backend.pick(logits, own if some else ()) if any(self._drawn) else None
+        self.draws: Rows[Draw] | None = (own if some else ()) if any(self._drawn) else None
         self.host: NDArray[np.float32] = np.empty((0, 0), np.float32)  # the logits, where a task needs all of them
         self._best: tuple[NDArray[np.int32], NDArray[np.float32]] | None = None  # ids and logits, likeliest first
+
+    def launched(self, logits: Array, picked: Picked | None) -> Outputs:
+        """Takes what the device is going to have: `logits`, and the tokens chosen by `draws`."""
+        self._logits, self._picked = logits, picked
+        return self
 
     @property
     def ids(self) -> Array | None:
@@ -80,10 +87,9 @@ class Part:
 
 @dataclass
 class Flight:
-    """A step under way, with its last layer's output x [n_out, d]."""
+    """A step under way."""
 
     parts: list[Part]
-    origin: Backend
-    x: Array
     outputs: Outputs | None
+    states: Callable[[], NDArray[np.float32]] | None = None  # hidden states [n_out, d] on the host, for embeddings
     reads_prompts: bool = False

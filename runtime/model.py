@@ -15,7 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import registry
-from ..backends.base import Array, Backend, DeviceInfo, KVDtype, Linear, Norm, Probe, Span, Stage, Step, Weight
+from ..backends.base import (
+    Array,
+    Backend,
+    DeviceInfo,
+    Draw,
+    KVDtype,
+    Linear,
+    Norm,
+    Picked,
+    Probe,
+    Span,
+    Stage,
+    Step,
+    Weight,
+    Whole,
+)
 from ..backends.errors import BackendUnavailable, DeviceOutOfMemory
 from ..backends.formats import BY_NAME
 from ..backends.kernel_settings import KernelSettings
@@ -153,6 +168,9 @@ class Model:
             shared = table if head_on is embed_on else tensors.weight("token_embd.weight", c.vocab_size, c.d_model)
             output = Linear(shared)
         self.head: tuple[Backend, Norm, Linear] = (head_on, tensors.norm("output_norm", c.d_model, c.norm_eps), output)
+        (first, *others) = self.stages
+        together = not others and embed_on is first.backend is head_on
+        self._whole = Whole(table, first, self.head[1], output) if together else None
         self._progress(self._total, self._total)
 
     def _tensors(self, backend: Backend) -> Tensors:
@@ -178,6 +196,11 @@ class Model:
     def backends(self) -> tuple[Backend, ...]:
         """The devices in use."""
         return tuple(self._backends.values())
+
+    @property
+    def head_backend(self) -> Backend:
+        """Where logits are."""
+        return self.head[0]
 
     # -- beside the weights --
 
@@ -239,6 +262,20 @@ class Model:
         backend, norm, output = self.head
         return backend, backend.head(backend.enter(x, origin), norm, output)
 
+    def answer(self, step: Step, draws: Sequence[Draw] | None) -> tuple[Array, Picked | None]:
+        """Logits [n_out, vocab] of a step on the head's backend, and the tokens that `draws` choose (None: none).
+
+        See `Backend.answer`: the logits are there until the next step.
+        """
+        if self._whole:
+            return self._whole.stage.backend.answer(self._whole, step, draws)
+        return self.choose(*self.forward(step), draws)
+
+    def choose(self, origin: Backend, x: Array, draws: Sequence[Draw] | None) -> tuple[Array, Picked | None]:
+        """What `answer` gives, of what `forward` returned."""
+        backend, logits = self.logits(origin, x)
+        return logits, None if draws is None else backend.pick(logits, draws)
+
     def states(self, origin: Backend, x: Array) -> NDArray[np.float32]:
         """Normed hidden states [n_out, d] of what `forward` returned, on the host: what embeddings are made of."""
         backend, norm, _ = self.head
@@ -256,8 +293,9 @@ class Model:
             rows = np.arange(before + count, dtype=np.int32)
             own, tokens = rows[before:], np.zeros(count, np.int32)
             step = Step(tokens, own, own, (Span(0, count, rows),), np.array([count - 1], np.int32), stores)
-            backend, logits = self.logits(*self.forward(step))
-            backend.pick(logits).wait()
+            _, picked = self.answer(step, ())
+            assert picked
+            picked.wait()
             before += count
         lines = [backend.tune(matrices, MAX_STEP) for backend, matrices in self._matrices.items()]
         return [line for line in lines if line]

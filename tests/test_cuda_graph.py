@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
 
 import fake_cuda
 import numpy as np
 import pytest
 from decoding import TOKENS, logits_of, step_of, stores
-from layerlift.backends.base import Span, Step
+from layerlift.backends.base import Draw, Span, Step
+from layerlift.backends.cuda_staging import SLOTS
 from layerlift.backends.gpu_replay import SHORTEST, bucket, filled_up, is_decode
 from layerlift.runtime.engine import Engine
 from layerlift.runtime.model import Model
@@ -50,11 +53,10 @@ def test_a_sequence_by_graphs_has_the_papers_logits(tiny, cuda):
 
 def test_a_token_takes_five_kernels_a_layer(tiny, cuda):
     with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model:
-        kv, (backend,) = stores(model), model.backends
+        kv = stores(model)
         for i in range(3):
             cuda.ran.clear()
-            _, logits = model.logits(*model.forward(step_of([TOKENS[i]], [i], kv)))
-            backend.pick(logits).wait()
+            model.answer(step_of([TOKENS[i]], [i], kv), ())[1].wait()
     layer = ["qkv", "attend_few", "project", "gated", "project"]
     assert cuda.ran == ["embed", *layer * len(kv), "project", "sample_slices", "sample_pick"]
     assert cuda.dependent > 2 * len(layer) * len(kv)
@@ -73,19 +75,82 @@ def test_two_sequences_with_lengths_of_their_own(tiny, cuda):
         assert [key[1] for key in graphs] == [1, 2]
 
 
-def test_a_replayed_step_is_one_copy_up_one_down_and_four_launches_around_the_graph(tiny, cuda):
+GREEDY, DRAWN = Draw(), Draw(0.8, 40, 0.95, 0.05, seed=5)
+GOES_ON = [
+    pytest.param([GREEDY], id="greedy"),
+    pytest.param([DRAWN], id="drawn"),
+    pytest.param([replace(DRAWN, seed=7), GREEDY, replace(DRAWN, top_k=0, top_p=1.0, min_p=0.0)], id="batch"),
+]
+
+
+def chain(model, draws, count, spent=lambda: None):
+    """Tokens of sequences that go on by themselves, [count, n]; `spent` is called after each."""
+    kv, tokens, found = stores(model, 40 * len(draws)), None, []
+    for i in range(count):
+        step = step_of(TOKENS[: len(draws)], [i] * len(draws), kv)
+        step = replace(step, tokens=tokens) if i else step
+        _, picked = model.answer(step, [replace(draw, number=i) for draw in draws])
+        tokens = picked.ids
+        found.append(picked.wait().tolist())
+        spent()
+    return found
+
+
+@pytest.mark.parametrize("draws", GOES_ON)
+def test_a_token_is_one_graph_one_copy_up_and_one_down_and_the_same_as_launch_by_launch(tiny, cuda, draws):
+    seen: list[Counter[str]] = []
+    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model:
+        found = chain(model, draws, 6, lambda: seen.append(Counter(cuda.calls)))
+        model.backends[0].replays = False
+        assert chain(model, draws, 6) == found
+        assert all(0 <= token < model.config.vocab_size for tokens in found for token in tokens)
+    for before, after in pairwise(seen[2:]):  # the first teaches the rope, the second rehearses, the third is recorded
+        spent = after - before
+        assert spent == {"graphLaunch": 1, "memcpyAsync": 2, "eventSynchronize": 1}
+
+
+def test_a_token_that_the_host_chooses_takes_the_logits_down_and_no_launch_beside_the_graph(tiny, cuda):
+    want = forward(tiny("F32"), TOKENS)
     with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model:
         kv, (backend,) = stores(model), model.backends
-        for i in range(4):
+        for i, token in enumerate(TOKENS):
             before = Counter(cuda.calls)
-            _, logits = model.logits(*model.forward(step_of([TOKENS[i]], [i], kv)))
-            backend.pick(logits).wait()
-        # Launched: embedding, head, the two of the choice. Copied: the step up, the hidden state in and out, the token.
+            logits, picked = model.answer(step_of([token], [i], kv), None)
+            np.testing.assert_allclose(backend.download(logits)[0], want[i], atol=2e-4 * np.abs(want).max())
+            assert picked is None
         spent = Counter(cuda.calls) - before
-        assert spent["graphLaunch"] == 1
-        assert (spent["launchKernel"], spent["memcpyAsync"], spent["eventSynchronize"]) == (4, 4, 1)
-        assert not spent["streamSynchronize"]
-        assert not spent["malloc"]
+        assert spent == {"graphLaunch": 1, "memcpyAsync": 2, "streamSynchronize": 1}
+
+
+def test_tokens_on_the_device_go_on_in_another_graph(tiny, cuda, monkeypatch):
+    monkeypatch.setattr("layerlift.backends.gpu_replay.SHORTEST", 4)
+    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model:
+        (backend,), seen = model.backends, []
+        found = chain(model, [GREEDY], 12, lambda: seen.append([list(steps) for steps in backend._kept.values()]))
+        backend.replays = False
+        assert chain(model, [GREEDY], 12) == found
+    assert [key[1:3] for key in seen[-1][0]] == [(1, 4), (1, 8), (1, 16)]
+
+
+def test_a_token_that_nobody_waited_for_does_not_hold_up_the_next(tiny, cuda):
+    with Model.load(tiny("F32"), ngl=999, gpu="nvidia", context=100) as model:
+        kv = stores(model)
+        for _ in range(2 * SLOTS):
+            model.answer(step_of([TOKENS[0]], [0], kv), ())
+        _, first = model.answer(step_of([TOKENS[0]], [0], kv), ())
+        _, second = model.answer(step_of([TOKENS[1]], [1], kv), ())
+        found = [int(first.wait()[0]), int(second.wait()[0])]
+    assert found == forward(tiny("F32"), TOKENS)[:2].argmax(-1).tolist()
+
+
+def test_the_engine_spends_no_more_on_a_token(tiny, cuda):
+    spent = []
+    with on_device(tiny) as engine:
+        for count in (4, 6, 11):
+            before = Counter(cuda.calls)
+            engine.submit(Request(TOKENS[:6], Sampling(seed=3), max_tokens=count, ignore_eos=True)).result()
+            spent.append(Counter(cuda.calls) - before)
+    assert spent[2] - spent[1] == {"graphLaunch": 5, "memcpyAsync": 10, "eventSynchronize": 5}
 
 
 def test_a_graph_ends_with_its_cache_and_never_serves_another(tiny, cuda):

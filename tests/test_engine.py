@@ -305,13 +305,13 @@ def test_a_damaged_session_file_is_refused(engine, tmp_path):
 def test_a_failing_step_fails_its_requests_and_the_engine_lives(model, alone):
     class Broken:
         config, tokenizer, new_cache = model.config, model.tokenizer, model.new_cache
-        logits, states, backends = model.logits, model.states, model.backends
+        backends, head_backend = model.backends, model.head_backend
         fail = True
 
-        def forward(self, step):
+        def answer(self, step, draws):
             if self.fail:
                 raise RuntimeError("device lost")
-            return model.forward(step)
+            return model.answer(step, draws)
 
     broken = Broken()
     with Engine(broken, context=256, kv_dtype="f32") as engine:  # type: ignore[arg-type]
