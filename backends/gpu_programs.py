@@ -120,16 +120,16 @@ def _decoders(ragged: bool, **formats: str) -> dict[str, int | str]:
 
 
 def _qkv(_: Tuning, q: str, k: str, v: str, ragged: bool) -> Text:
-    return ("decode", "team", "qkv"), _decoders(ragged, DECODE_Q=q, DECODE_K=k, DECODE_V=v)
+    return ("decode", "team", "unit", "qkv"), _decoders(ragged, DECODE_Q=q, DECODE_K=k, DECODE_V=v)
 
 
 def _gated(_: Tuning, gate: str, up: str, ragged: bool) -> Text:
-    return ("decode", "team", "gated"), _decoders(ragged, DECODE_GATE=gate, DECODE_UP=up)
+    return ("decode", "team", "unit", "gated"), _decoders(ragged, DECODE_GATE=gate, DECODE_UP=up)
 
 
 def _product(t: Tuning, fmt: str, ragged: bool) -> Text:
     integers = t.dot and fmt not in FLOATS
-    return ("decode", "team", "product", "matmul_dot" if integers else "matmul"), {
+    return ("decode", "team", "unit", "product", "matmul_dot" if integers else "matmul"), {
         **_decoders(ragged, DECODE=fmt),
         "CODES": f"codes_{fmt.lower()}",
         "RUN": 16 if fmt in TWO_SCALES else 32,

@@ -28,18 +28,31 @@ typedef half f16;
 #define BLOCK_Y ((int)get_group_id(1))
 #define BARRIER barrier(CLK_LOCAL_MEM_FENCE)
 
+#if COMPACT
+DEVICE float half_to_float(u32 bits) {
+  u32 magnitude = (bits & 0x7FFFu) << 13;  // an exponent too small by 112
+  float value = as_float(magnitude) * 0x1p112f;
+  if (magnitude >= 0x0F800000u) value = as_float(magnitude | 0x7F800000u);  // infinite, or no number
+  return as_float(as_uint(value) | (bits & 0x8000u) << 16);
+}
+#define LOAD_HALF(p, i) half_to_float(((GLOBAL const u16 *)(p))[i])
+#else
 #define LOAD_HALF(p, i) vload_half(i, p)
+#endif
 #define STORE_HALF(p, i, value) vstore_half_rte(value, i, p)
 #define AS_FLOAT(bits) as_float(bits)
 #define AS_UINT(value) as_uint(value)
 
-// The four bytes of a word as floats; AMD's GPUs have an instruction for each unsigned one.
-#define BYTES_UNSIGNED(word, out) vstore4(convert_float4(as_uchar4(word)), 0, out)
-#define BYTES_SIGNED(word, out) vstore4(convert_float4(as_char4(word)), 0, out)
-
-// Four floats side by side, and what the tiles of long products hold.
+// Four floats side by side. PoCL calls vload4, vstore4 and vload_half as functions.
 #define FOUR(value) ((float4)(value))
-#define STORE_FOUR(four, out) vstore4(four, 0, out)
+#define FOUR_OF(a, b, c, d) ((float4)(a, b, c, d))
+#define STORE_FOUR(four, out) ((out)[0] = (four).x, (out)[1] = (four).y, (out)[2] = (four).z, (out)[3] = (four).w)
+
+// The four bytes of a word as floats; AMD's GPUs have an instruction for each unsigned one.
+#define BYTES_UNSIGNED(word) convert_float4(as_uchar4(word))
+#define BYTES_SIGNED(word) convert_float4(as_char4(word))
+
+// What the tiles of long products hold.
 #if HALVES
 #pragma OPENCL EXTENSION cl_khr_fp16 : enable
 typedef half tile;

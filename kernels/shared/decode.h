@@ -1,6 +1,6 @@
 // value = scale * code - minimum: 32 weights of one row (a unit), from the planes that backends/gpu_repack.py lays out.
-// decode_<format>(w, units, at, out): w the matrix, units how many it has, at which one, out[32] private. There if the
-// macro USE_<FORMAT> is set: compilers take their time over what is never called, too.
+// decode_<format>(w, units, at, out): w the matrix, units how many it has, at which one, out[8] private, four weights
+// each. There if the macro USE_<FORMAT> is set: compilers take their time over what is never called, too.
 // Quantised formats have codes_<format>(w, units, at, words, scales) beneath it: words[8] the codes, a byte for each
 // weight in order; scales[4] the scales of the weights 0 … 15 and 16 … 31, then their minima.
 // Codes of 16 weights and more lie in 16-byte loads; byte j of those holds weight j low and weight 16 + j high.
@@ -48,26 +48,22 @@ DEVICE void scales_of(float low, float high, float minimum_low, float minimum_hi
 
 DEVICE void one_scale(float scale, float minimum, float *scales) { scales_of(scale, scale, minimum, minimum, scales); }
 
-DEVICE void values_unsigned(const u32 *words, const float *scales, float *out) {
-UNROLL_UNIT
-  for (int v = 0; v < 8; v++) BYTES_UNSIGNED(words[v], out + 4 * v);
-UNROLL_UNIT
-  for (int j = 0; j < 16; j++) {
-    out[j] = scales[0] * out[j] - scales[2];
-    out[16 + j] = scales[1] * out[16 + j] - scales[3];
+DEVICE void values_unsigned(const u32 *words, const float *scales, float4 *out) {
+UNROLL
+  for (int v = 0; v < 4; v++) {
+    out[v] = scales[0] * BYTES_UNSIGNED(words[v]) - FOUR(scales[2]);
+    out[4 + v] = scales[1] * BYTES_UNSIGNED(words[4 + v]) - FOUR(scales[3]);
   }
 }
 
-DEVICE void values_signed(const u32 *words, const float *scales, float *out) {
-UNROLL_UNIT
-  for (int v = 0; v < 8; v++) BYTES_SIGNED(words[v], out + 4 * v);
-UNROLL_UNIT
-  for (int j = 0; j < 32; j++) out[j] *= scales[0];
+DEVICE void values_signed(const u32 *words, const float *scales, float4 *out) {
+UNROLL
+  for (int v = 0; v < 8; v++) out[v] = scales[0] * BYTES_SIGNED(words[v]);
 }
 
 // decode_<format> over codes_<format>.
 #define DECODED(decode, codes, values)                                                  \
-  DEVICE void decode(GLOBAL const u8 *w, i64 units, i64 at, float *out) {               \
+  DEVICE void decode(GLOBAL const u8 *w, i64 units, i64 at, float4 *out) {              \
     u32 words[8];                                                                       \
     float scales[4];                                                                    \
     codes(w, units, at, words, scales);                                                 \
@@ -75,28 +71,32 @@ UNROLL_UNIT
   }
 
 #ifdef USE_F32
-DEVICE void decode_f32(GLOBAL const u8 *w, i64 units, i64 at, float *out) {
-  GLOBAL const float *values = (GLOBAL const float *)w + 32 * at;
-UNROLL_UNIT
-  for (int j = 0; j < 32; j++) out[j] = values[j];
+DEVICE void decode_f32(GLOBAL const u8 *w, i64 units, i64 at, float4 *out) {
+  GLOBAL const float4 *values = (GLOBAL const float4 *)w + 8 * at;
+UNROLL
+  for (int v = 0; v < 8; v++) out[v] = values[v];
 }
 #endif
 
 #ifdef USE_F16
-DEVICE void decode_f16(GLOBAL const u8 *w, i64 units, i64 at, float *out) {
+DEVICE void decode_f16(GLOBAL const u8 *w, i64 units, i64 at, float4 *out) {
   GLOBAL const f16 *values = (GLOBAL const f16 *)w + 32 * at;
-UNROLL_UNIT
-  for (int j = 0; j < 32; j++) out[j] = LOAD_HALF(values, j);
+UNROLL
+  for (int v = 0; v < 8; v++) {
+    out[v] = FOUR_OF(LOAD_HALF(values, 4 * v), LOAD_HALF(values, 4 * v + 1), LOAD_HALF(values, 4 * v + 2),
+                     LOAD_HALF(values, 4 * v + 3));
+  }
 }
 #endif
 
 #ifdef USE_BF16
-DEVICE void decode_bf16(GLOBAL const u8 *w, i64 units, i64 at, float *out) {
+DEVICE void decode_bf16(GLOBAL const u8 *w, i64 units, i64 at, float4 *out) {
   GLOBAL const u32 *pairs = (GLOBAL const u32 *)w + 16 * at;
-UNROLL_UNIT
-  for (int j = 0; j < 16; j++) {
-    out[2 * j] = AS_FLOAT(pairs[j] << 16);
-    out[2 * j + 1] = AS_FLOAT(pairs[j] & 0xFFFF0000u);
+UNROLL
+  for (int v = 0; v < 8; v++) {
+    u32 first = pairs[2 * v], second = pairs[2 * v + 1];
+    out[v] = FOUR_OF(AS_FLOAT(first << 16), AS_FLOAT(first & 0xFFFF0000u), AS_FLOAT(second << 16),
+                     AS_FLOAT(second & 0xFFFF0000u));
   }
 }
 #endif

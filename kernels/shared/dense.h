@@ -4,9 +4,15 @@
 KERNEL(GROUP_SIZE)
 dense(GLOBAL const u8 *w, i64 units, int first, GLOBAL u8 *y, int row_units, int dtype) {
   int unit = BLOCK_X * GROUP_SIZE + THREAD;
-  float weights[32];
+  float4 weights[8];
   if (unit < row_units) {
     DECODE(w, units, (i64)(first + BLOCK_Y) * row_units + unit, weights);
-    for (int j = 0; j < 32; j++) cache_store(y, ((i64)BLOCK_Y * row_units + unit) * 32 + j, weights[j], dtype);
+    for (int v = 0; v < 8; v++) {
+      float four[4];
+      STORE_FOUR(weights[v], four);
+      for (int i = 0; i < 4; i++) {
+        cache_store(y, ((i64)BLOCK_Y * row_units + unit) * 32 + 4 * v + i, four[i], dtype);
+      }
+    }
   }
 }

@@ -8,14 +8,13 @@ gated(GLOBAL const float *x, GLOBAL const float *norm, float eps, GLOBAL const u
   LOCAL_ARRAY(float, sums, 3 * GROUP_SIZE);
   int row = BLOCK_X * (GROUP_SIZE / lanes) + THREAD / lanes;
   i64 row_units = (columns + 31) / 32, units = row_units * rows, first = (row < rows ? row : 0) * row_units;
-  float a[PARTS], b[PARTS], squares[PARTS], values[32], weights[32];
-  no_parts(a), no_parts(b), no_parts(squares);
+  float4 a = FOUR(0.f), b = FOUR(0.f), squares = FOUR(0.f), values[8], weights[8];
   for (int unit = THREAD % lanes; unit < row_units; unit += lanes) {
-    load_unit(x + (i64)BLOCK_Y * columns, norm, unit, columns, values, squares);
+    load_unit(x + (i64)BLOCK_Y * columns, norm, unit, columns, values, &squares);
     DECODE_GATE(w_gate, units, first + unit, weights);
-    dot_unit(values, weights, a);
+    dot_unit(values, weights, &a);
     DECODE_UP(w_up, units, first + unit, weights);
-    dot_unit(values, weights, b);
+    dot_unit(values, weights, &b);
   }
   team_sums(sums, lanes, sum_of_parts(a), sum_of_parts(b), sum_of_parts(squares));
   if (THREAD % lanes == 0 && row < rows) {

@@ -28,16 +28,21 @@ UNROLL
       float value = token < tokens && column < columns ? x[(i64)token * columns + column] : 0.f;
       xs[i % TILE_DEPTH * XS_STRIDE + i / TILE_DEPTH] = TO_TILE(value * TILE_SCALE);
     }
-    float weights[32];
+    float4 weights[8];
     int unit = depth / 32 + w_unit;
     if (w_row < rows && unit < row_units) {
       DECODE(w, units, w_row * row_units + unit, weights);
     } else {
 UNROLL_UNIT
-      for (int j = 0; j < 32; j++) weights[j] = 0.f;
+      for (int v = 0; v < 8; v++) weights[v] = FOUR(0.f);
     }
 UNROLL_UNIT
-    for (int j = 0; j < 32; j++) w_column[j * TILE_ROWS] = TO_TILE(weights[j]);
+    for (int v = 0; v < 8; v++) {
+      w_column[4 * v * TILE_ROWS] = TO_TILE(weights[v].x);
+      w_column[(4 * v + 1) * TILE_ROWS] = TO_TILE(weights[v].y);
+      w_column[(4 * v + 2) * TILE_ROWS] = TO_TILE(weights[v].z);
+      w_column[(4 * v + 3) * TILE_ROWS] = TO_TILE(weights[v].w);
+    }
     BARRIER;
     for (int k = 0; k < TILE_DEPTH; k++) {
       float4 ours[FOURS];

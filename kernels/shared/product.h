@@ -9,14 +9,13 @@ product(GLOBAL const float *x, GLOBAL const float *norm, float eps, GLOBAL const
   int row = 2 * (BLOCK_X * (GROUP_SIZE / lanes) + THREAD / lanes);
   i64 row_units = (columns + 31) / 32, units = row_units * rows;
   i64 first = (row < rows ? row : 0) * row_units, second = (row + 1 < rows ? row + 1 : 0) * row_units;
-  float a[PARTS], b[PARTS], squares[PARTS], values[32], weights[32];
-  no_parts(a), no_parts(b), no_parts(squares);
+  float4 a = FOUR(0.f), b = FOUR(0.f), squares = FOUR(0.f), values[8], weights[8];
   for (int unit = THREAD % lanes; unit < row_units; unit += lanes) {
-    load_unit(x + (i64)BLOCK_Y * columns, norm, unit, columns, values, squares);
+    load_unit(x + (i64)BLOCK_Y * columns, norm, unit, columns, values, &squares);
     DECODE(w, units, first + unit, weights);
-    dot_unit(values, weights, a);
+    dot_unit(values, weights, &a);
     DECODE(w, units, second + unit, weights);
-    dot_unit(values, weights, b);
+    dot_unit(values, weights, &b);
   }
   team_sums(sums, lanes, sum_of_parts(a), sum_of_parts(b), sum_of_parts(squares));
   int part = THREAD % lanes;
@@ -40,11 +39,16 @@ embed(GLOBAL const u8 *w, GLOBAL const int *tokens, int token, GLOBAL float *y, 
   int unit = BLOCK_X * GROUP_SIZE + THREAD, row = tokens ? tokens[BLOCK_Y] : token;
   if (row < 0) row = 0;
   i64 row_units = (columns + 31) / 32;
-  float weights[32];
+  float4 weights[8];
   if (unit < row_units) {
     DECODE(w, row_units * rows, row * row_units + unit, weights);
-    for (int j = 0; j < 32; j++) {
-      if (32 * unit + j < columns) y[(i64)BLOCK_Y * columns + 32 * unit + j] = weights[j];
+    for (int v = 0; v < 8; v++) {
+      float four[4];
+      STORE_FOUR(weights[v], four);
+      for (int i = 0; i < 4; i++) {
+        int column = 32 * unit + 4 * v + i;
+        if (column < columns) y[(i64)BLOCK_Y * columns + column] = four[i];
+      }
     }
   }
 }

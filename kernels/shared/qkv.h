@@ -17,24 +17,23 @@ qkv(GLOBAL const float *x, GLOBAL const float *norm, float eps, GLOBAL const u8 
   rope_pair(pair % (head_dim / 2), which == 2 ? 0 : n_dims, neox, &a, &b, &angle);
   i64 row_units = (columns + 31) / 32, units = row_units * (which ? rows_kv : rows_q);
   i64 first = (head * head_dim + a) * row_units, second = (head * head_dim + b) * row_units;
-  float sum_a[PARTS], sum_b[PARTS], squares[PARTS], values[32], weights[32];
-  no_parts(sum_a), no_parts(sum_b), no_parts(squares);
+  float4 sum_a = FOUR(0.f), sum_b = FOUR(0.f), squares = FOUR(0.f), values[8], weights[8];
   for (int unit = THREAD % lanes; unit < row_units; unit += lanes) {
-    load_unit(x + (i64)token * columns, norm, unit, columns, values, squares);
+    load_unit(x + (i64)token * columns, norm, unit, columns, values, &squares);
     if (which == 0) {
       DECODE_Q(wq, units, first + unit, weights);
-      dot_unit(values, weights, sum_a);
+      dot_unit(values, weights, &sum_a);
       DECODE_Q(wq, units, second + unit, weights);
     } else if (which == 1) {
       DECODE_K(wk, units, first + unit, weights);
-      dot_unit(values, weights, sum_a);
+      dot_unit(values, weights, &sum_a);
       DECODE_K(wk, units, second + unit, weights);
     } else {
       DECODE_V(wv, units, first + unit, weights);
-      dot_unit(values, weights, sum_a);
+      dot_unit(values, weights, &sum_a);
       DECODE_V(wv, units, second + unit, weights);
     }
-    dot_unit(values, weights, sum_b);
+    dot_unit(values, weights, &sum_b);
   }
   team_sums(sums, lanes, sum_of_parts(sum_a), sum_of_parts(sum_b), sum_of_parts(squares));
   if (THREAD % lanes == 0 && inside) {

@@ -26,53 +26,6 @@ DEVICE void team_sums(LOCAL float *sums, int lanes, float a, float b, float c) {
   BARRIER;
 }
 
-// Sums over a row are kept in PARTS pieces: short chains of additions, which a processor can take side by side.
-#define PARTS 4
-
-DEVICE void no_parts(float *parts) {
-UNROLL
-  for (int i = 0; i < PARTS; i++) parts[i] = 0.f;
-}
-
-DEVICE float sum_of_parts(const float *parts) {
-  return (parts[0] + parts[1]) + (parts[2] + parts[3]);
-}
-
-// Adds the products of 32 values and 32 weights to the parts.
-DEVICE void dot_unit(const float *x, const float *w, float *parts) {
-UNROLL_UNIT
-  for (int v = 0; v < 32 / PARTS; v++) {
-UNROLL
-    for (int i = 0; i < PARTS; i++) parts[i] += x[PARTS * v + i] * w[PARTS * v + i];
-  }
-}
-
-// 32 values of a token's row, times the norm's weight where there is one; adds their squares to the parts then.
-DEVICE void load_unit(GLOBAL const float *x, GLOBAL const float *norm, int unit, int columns, float *values,
-                      float *squares) {
-UNROLL_UNIT
-  for (int j = 0; j < 32; j++) {
-    int column = 32 * unit + j;
-#if RAGGED
-    values[j] = column < columns ? x[column] : 0.f;
-#else
-    values[j] = x[column];
-#endif
-  }
-  if (norm) {
-    dot_unit(values, values, squares);
-UNROLL_UNIT
-    for (int j = 0; j < 32; j++) {
-      int column = 32 * unit + j;
-#if RAGGED
-      values[j] *= column < columns ? norm[column] : 0.f;
-#else
-      values[j] *= norm[column];
-#endif
-    }
-  }
-}
-
 DEVICE float activate(int kind, float x) {
   if (kind == 0) return x / (1.f + EXP(-x));                                                   // silu
   if (kind == 1) return .5f * x * (1.f + TANH(.7978845608028654f * (x + .044715f * x * x * x)));  // gelu, tanh form
