@@ -79,7 +79,9 @@ def _attention_seconds(model: Model, cache: KVCache, before: int, batch: int) ->
         ours = replace(step, kv=cache.stores[stage.first_layer : stage.first_layer + len(stage.blocks)], scratch={})
         x = stage.backend.upload(q)
         start = time.perf_counter()
-        stage.backend.download([stage.backend.attend(x, store, ours, spec) for store in ours.kv][-1])
+        for store in ours.kv:
+            y = stage.backend.attend(x, store, ours, spec)
+        stage.backend.download(y)
         seconds += time.perf_counter() - start
     return seconds
 

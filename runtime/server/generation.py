@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ContextFull
 from ..request import Done, Event, Prefill, Request, Timings, Token
@@ -80,7 +80,8 @@ class Progress:
     seconds: float
 
 
-class Piece(NamedTuple):
+@dataclass(frozen=True)
+class Piece:
     """Text of the answer, possibly none, and the token it came with, if one did."""
 
     text: str
@@ -251,9 +252,7 @@ class Generation(AsyncIterator[Answer]):
             if self._ended:
                 raise StopAsyncIteration
             try:
-                while not self._mail.letters:
-                    await self._mail
-                event = self._mail.letters.popleft()
+                event = await self._mail.get()
                 if isinstance(event, BaseException):
                     self._service.metrics.failed += 1
                     raise event
@@ -285,25 +284,25 @@ class Generation(AsyncIterator[Answer]):
     # -- events --
 
     def _take(self, event: Event) -> None:
-        if isinstance(event, Token):
+        if isinstance(event, Prefill):
+            self._cached, self._evaluated = event.cached, event.done - event.cached
+            self._out.append(Progress(event.done, event.total, event.cached, time.perf_counter() - self.started))
+        elif isinstance(event, Token):
             self._clock()
             self.generated += 1
             self._read(event.text, event)
             if self._reader is not None and self._reader.full:
                 self._stream.cancel()  # its one call is made; what the model would write behind it is not wanted
-        elif isinstance(event, Prefill):
-            self._cached, self._evaluated = event.cached, event.done - event.cached
-            self._out.append(Progress(event.done, event.total, event.cached, time.perf_counter() - self.started))
         else:
             self._end(event)
 
     def _clock(self) -> None:
-        now = time.perf_counter()
+        now, metrics = time.perf_counter(), self._service.metrics
         if self._first:
-            self._service.metrics.between_tokens.add(now - self._last)
+            metrics.between_tokens.add(now - self._last)
         else:
             self._first = now
-            self._service.metrics.first_token.add(now - self.started)
+            metrics.first_token.add(now - self.started)
         self._last = now
 
     def _read(self, text: str, token: Token | None) -> None:
