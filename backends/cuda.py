@@ -41,6 +41,7 @@ T = TypeVar("T")
 OPTIONS = ("-std=c++17", "-default-device")
 NON_BLOCKING = 1  # cudaStreamNonBlocking
 EXTRA = 32 << 20  # bytes reserved beside what a plan knows: graphs' own memory, tables of a step, room between sizes
+WARP_GROUPS = "wgmma_wait"  # in texts that are for one architecture alone, sm_90a
 WAIT = "wait_for_predecessors"  # in the texts of kernels/cuda alone, whose kernels all come to it
 
 _thread = threading.local()  # `index`: the device that CUDA's calls of this thread mean
@@ -214,7 +215,8 @@ class CudaBackend(CudaGraphs):
         nvrtc = self._api.nvrtc
         program = nvrtc.createProgram(text, "layerlift.cu", (), ())
         try:
-            nvrtc.compileProgram(program, (f"-arch={self._target}", *OPTIONS))
+            target = f"{self._target}a" if WARP_GROUPS in text else self._target
+            nvrtc.compileProgram(program, (f"-arch={target}", *OPTIONS))
             binary = nvrtc.getCUBIN(program) if self._target.startswith("sm_") else nvrtc.getPTX(program)
             return binary if isinstance(binary, bytes) else binary.encode()
         except RuntimeError as error:

@@ -1,5 +1,7 @@
 """Decoding as CUDA graphs: the launches of a kept step are recorded once and replayed by one call.
 
+Where the model is whole on the device, a graph goes from the tokens to the choice of the next ones.
+
 A step of three sequences replays the graph of four, with one of its sequences twice. Knows no kernels.
 """
 

@@ -24,10 +24,15 @@ STATIC_SHARED = 48 << 10  # bytes of shared memory that a block has without aski
 Macros = Mapping[str, int | str]
 
 
-def text_of(files: Iterable[str], macros: Macros, *, prelude: str | None = None) -> str:
-    """Macros, prelude, and files of kernels/ ("cuda/matvec"); `prelude` replaces that of CUDA, for other compilers."""
+def text_of(
+    files: Iterable[str], macros: Macros, *, prelude: str | None = None, instructions: Iterable[str] = ("cuda/ptx",)
+) -> str:
+    """Macros, prelude, and files of kernels/ ("cuda/matvec").
+
+    `prelude` replaces that of CUDA and the files of `instructions`, for other compilers.
+    """
     defines = [f"#define {name} {value}" for name, value in sorted(macros.items())]
-    start = [prelude] if prelude is not None else [sources.read("cuda/prelude.h"), sources.read("cuda/ptx.h")]
+    start = [prelude] if prelude is not None else [sources.read(f"{f}.h") for f in ("cuda/prelude", *instructions)]
     return "\n".join([*defines, *start, *(sources.read(f"{file}.h") for file in files)])
 
 
@@ -278,12 +283,34 @@ class MatmulMma:
         }  # fmt: skip
 
     def text(self, *, prelude: str | None = None) -> str:
-        return text_of(("cuda/loads", "cuda/weights", "cuda/matmul_mma"), self.macros, prelude=prelude)
+        files = "cuda/loads", "cuda/weights", "cuda/tile", "cuda/tile_mma", "cuda/matmul_mma"
+        return text_of(files, self.macros, prelude=prelude)
 
     def rows_half_text(self, *, prelude: str | None = None) -> str:
         """The program of rows_half for this format, also of 32 · warps threads."""
         macros = {"WARPS": self.warps, "BRAIN": int(self.fmt == "BF16")}
         return text_of(("cuda/rows_half",), macros, prelude=prelude)
+
+
+@dataclass(frozen=True)
+class MatmulWgmma(MatmulMma):
+    """matmul_mma.h over tile_wgmma.h, for more than 64 tokens: only code for sm_90a has its instructions."""
+
+    @staticmethod
+    def ready(fmt: str, columns: int, arch: int) -> bool:
+        return arch == 90 and MatmulMma.ready(fmt, columns, arch)
+
+    @property
+    def tile_tokens(self) -> int:
+        return 128
+
+    @property
+    def macros(self) -> dict[str, int | str]:
+        return {**super().macros, "BLOCKS_AT_ONCE": 2}
+
+    def text(self, *, prelude: str | None = None) -> str:
+        files = "cuda/loads", "cuda/weights", "cuda/tile", "cuda/tile_wgmma", "cuda/matmul_mma"
+        return text_of(files, self.macros, prelude=prelude, instructions=("cuda/ptx", "cuda/wgmma"))
 
 
 SLICE = 1024  # logits that a block of sample_slices sorts

@@ -21,6 +21,7 @@ from .cuda_kernels import (
     AttendFew,
     AttendMany,
     MatmulMma,
+    MatmulWgmma,
     Matvec,
     matvec_ready,
     sample_kept_shape,
@@ -45,6 +46,7 @@ class CudaOps(GpuBackend):
 
     capability: tuple[int, int]
     multiprocessors: int
+    warp_groups = False  # whether long steps multiply by wgmma where there is one; on no device measured yet
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
@@ -143,8 +145,9 @@ class CudaOps(GpuBackend):
         residual: GpuArray | None,
     ) -> GpuArray:
         rows, columns = w.shape
-        program = MatmulMma(w.fmt, t)
-        key = w.fmt, program.tile_tokens
+        grouped = self.warp_groups and t > 64 and MatmulWgmma.ready(w.fmt, columns, self._arch)
+        program = (MatmulWgmma if grouped else MatmulMma)(w.fmt, t)
+        key = grouped, w.fmt, program.tile_tokens
         kernel = self._kernel(
             key, "matmul_mma", threads=program.threads, shared=program.shared_nbytes, text=program.text
         )

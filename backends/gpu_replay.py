@@ -1,8 +1,9 @@
-"""Decoding steps that a GPU runs again: what a stage launched for one is kept, and made again in little host time.
+"""Decoding steps that a GPU runs again: what was launched for one is kept, and made again in little host time.
 
-What is kept is of one stage, cache, and bucket of tokens and context lengths. It reads what changes from step to step,
-positions, cache rows and lengths, from memory of its own, which each step fills with one copy. Kept launches hold
-addresses, so everything in between lies in a pool that only they use. Knows no driver.
+What is kept is of one stage, or of a whole model from its tokens to its logits, of one cache, and of one bucket of
+tokens and context lengths. It reads what changes from step to step, positions, cache rows and lengths, from memory of
+its own, which each step fills with one copy. Kept launches hold addresses, so everything in between lies in a pool that
+only they use. Knows no driver.
 """
 
 from __future__ import annotations

@@ -247,7 +247,8 @@ class FakeCuda:
 
     def compileProgram(self, program: int, options: tuple[str, ...]) -> None:
         self._called("compileProgram")
-        assert any(option.startswith("-arch=") for option in options)
+        (arch,) = [option.removeprefix("-arch=") for option in options if option.startswith("-arch=")]
+        assert (arch == "sm_90a") == (sources.read("cuda/wgmma.h") in self._programs[program])
         if "#error" in self._programs[program]:
             raise FakeCudaError(6, "NVRTC_ERROR_COMPILATION")
 
@@ -272,6 +273,7 @@ class FakeCuda:
         text = image[5:].decode()
         assert sources.read("cuda/prelude.h") in text
         plain = text.replace(sources.read("cuda/prelude.h"), prelude()).replace(sources.read("cuda/ptx.h"), "")
+        plain = plain.replace(sources.read("cuda/wgmma.h"), "")
         self._modules[module := next(self._next)] = Emulator(plain, memory=self._place).__enter__()
         return module
 

@@ -24,17 +24,29 @@ class Nvrtc:
 
     def compile(self, text: str, arch: str) -> str:
         """The assembler's remarks about a text built for `arch` ("sm_90"); fails the test where it does not build."""
+        return self._build(text, arch, "nvrtcGetProgramLog")
+
+    def ptx(self, text: str, arch: str) -> str:
+        """A text as PTX for `arch` ("compute_90")."""
+        return self._build(text, arch, "nvrtcGetPTX")
+
+    def _build(self, text: str, arch: str, wanted: str) -> str:
         program = ctypes.c_void_p()
         assert self.lib.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"text.cu", 0, None, None) == 0
         options = [f"-arch={arch}".encode(), b"-std=c++17", b"--ptxas-options=-v", b"-default-device"]
         failed = self.lib.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
-        size = ctypes.c_size_t()
-        self.lib.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-        log = ctypes.create_string_buffer(size.value)
-        self.lib.nvrtcGetProgramLog(program, log)
+        log = self._get(program, "nvrtcGetProgramLog")
+        assert not failed, f"{arch}: {log[:2000]}"
+        found = self._get(program, wanted)
         self.lib.nvrtcDestroyProgram(ctypes.byref(program))
-        assert not failed, f"{arch}: {log.value.decode()[:2000]}"
-        return log.value.decode()
+        return found
+
+    def _get(self, program: ctypes.c_void_p, what: str) -> str:
+        size = ctypes.c_size_t()
+        assert not getattr(self.lib, f"{what}Size")(program, ctypes.byref(size))
+        text = ctypes.create_string_buffer(size.value)
+        assert not getattr(self.lib, what)(program, text)
+        return text.value.decode()
 
 
 def nvrtc() -> Nvrtc:

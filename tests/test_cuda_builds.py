@@ -11,6 +11,7 @@ from layerlift.backends.cuda_kernels import (
     AttendFew,
     AttendMany,
     MatmulMma,
+    MatmulWgmma,
     Matvec,
     sample_text,
 )
@@ -44,6 +45,10 @@ def mma(fmt, tokens) -> Build:
     return Build(f"mma-{fmt}-{tokens}", program.text(), 255 if program.tile_tokens == 128 else 128)
 
 
+def wgmma(fmt) -> Build:
+    return Build(f"wgmma-{fmt}", MatmulWgmma(fmt, 512).text(), 128)
+
+
 def half(fmt) -> Build:
     return Build(f"rows_half-{fmt}", MatmulMma(fmt, 32).rows_half_text(), 128)
 
@@ -67,6 +72,7 @@ def compiler():
 
 def check(compiler, arch, build):
     log = compiler.compile(build.text, arch)
+    assert "serialized" not in log, log  # ptxas says so of wgmma whose sums it must wait for
     assert spills(log), log
     assert max(spills(log).values()) == 0, f"{build.name} on {arch} spills: {spills(log)}"
     assert max(registers(log).values()) <= build.registers, f"{build.name} on {arch}: {registers(log)}"
@@ -75,6 +81,20 @@ def check(compiler, arch, build):
 @pytest.mark.parametrize("build", COMMON, ids=lambda build: build.name)
 def test_every_file_builds_within_its_registers_and_without_spills(compiler, build):
     check(compiler, "sm_90", build)
+
+
+@pytest.mark.parametrize("fmt", ["Q6_K", "BF16"])
+def test_products_by_warp_groups_build_for_hopper_alone(compiler, fmt):
+    check(compiler, "sm_90a", wgmma(fmt))
+    ptx = compiler.ptx(wgmma(fmt).text, "compute_90a")
+    kind = "bf16.bf16" if fmt == "BF16" else "f16.f16"
+    assert ptx.count(f"wgmma.mma_async.sync.aligned.m64n128k16.f32.{kind}") == 4, "64 columns of a stage"
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("fmt", MMA_FORMATS)
+def test_so_do_all_formats(compiler, fmt):
+    check(compiler, "sm_90a", wgmma(fmt))
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cuda_emulator import Emulator, prelude, read_only
-from layerlift.backends.cuda_kernels import MMA_FORMATS, MatmulMma
+from layerlift.backends.cuda_kernels import MMA_FORMATS, MatmulMma, MatmulWgmma
 from layerlift.backends.gpu_repack import repack
 from layerlift.backends.opcases import matrix, normal
 from layerlift.backends.oracle import exact_norm
@@ -51,8 +51,8 @@ def test_activations_keep_their_range_as_halves(fmt):
         assert not decoded(half, factors, fmt)[3].any()
 
 
-def check(fmt, tokens, columns, rows, splits=1, *, norm=True, sanitize=False, seeds=(1, 2)):
-    program = MatmulMma(fmt, tokens)
+def check(fmt, tokens, columns, rows, splits=1, *, kind=MatmulMma, norm=True, sanitize=False, seeds=(1, 2)):
+    program = kind(fmt, tokens)
     x, weight = normal(tokens, columns), 1 + normal(columns, seed=2) / 4
     raw, w = matrix(fmt, rows, columns)
     planes = read_only(repack(raw, fmt, (rows, columns)))
@@ -77,6 +77,43 @@ def check(fmt, tokens, columns, rows, splits=1, *, norm=True, sanitize=False, se
 
 def test_tiles_with_ragged_ends_and_splits_give_the_product():
     check("Q6_K", 19, 512, 131, splits=3)
+
+
+def test_so_they_do_by_wgmma_from_its_descriptors_bits():
+    check("Q6_K", 131, 512, 131, splits=3, kind=MatmulWgmma)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("(u64)(8 * ROW_BYTES >> 4) << 32", "(u64)(4 * ROW_BYTES >> 4) << 32"),
+        ("+ 2 * k;", "+ k;"),
+        ("WARP / 4 * 64", "0"),
+        ("(part ^ (row & 7))", "part"),
+    ],
+    ids=["stride", "start", "group", "swizzle"],
+)
+def test_a_wrong_descriptor_or_layout_is_a_wrong_product(monkeypatch, right, wrong):
+    text = MatmulWgmma.text
+    assert right in text(MatmulWgmma("F16", 70))
+    monkeypatch.setattr(MatmulWgmma, "text", lambda self, **options: text(self, **options).replace(right, wrong))
+    with pytest.raises(AssertionError, match="nmse"):
+        check("F16", 70, 64, 130, kind=MatmulWgmma)
+
+
+@pytest.mark.parametrize("fence", ["tile_is_there();", "wgmma_begin();", "wgmma_commit();"])
+def test_a_fence_that_is_missing_ends_the_program(monkeypatch, fence):
+    text = MatmulWgmma.text
+    monkeypatch.setattr(MatmulWgmma, "text", lambda self, **options: text(self, **options).replace(f"  {fence}\n", ""))
+    with pytest.raises(AssertionError, match="wgmma: "):
+        check("F16", 70, 64, 130, kind=MatmulWgmma)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("fmt", MMA_FORMATS)
+def test_every_format_gives_the_product_by_wgmma(fmt):
+    columns = 256 if fmt.endswith("_K") else 160
+    check(fmt, 129, columns, 140, splits=2, kind=MatmulWgmma, sanitize=fmt in ("Q6_K", "BF16"))
 
 
 @pytest.mark.exhaustive

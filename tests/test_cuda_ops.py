@@ -11,6 +11,7 @@ import pytest
 from layerlift.backends import cuda_ops
 from layerlift.backends.base import Draw
 from layerlift.backends.cuda import CudaBackend
+from layerlift.backends.cuda_kernels import MatmulMma, MatmulWgmma
 from layerlift.backends.opcases import all_cases, judge, matrix, normal
 from test_cuda_backend import SMALL
 
@@ -50,6 +51,22 @@ def test_more_tokens_are_multiplied_on_tensor_cores():
         assert ran.count("rows_half") == 3
         assert ran.count("matmul_mma") == 6
         assert ran[-1] == "attend_many"
+
+
+@pytest.mark.parametrize(("capability", "kind"), [((9, 0), "MatmulWgmma"), ((10, 0), "MatmulMma")])
+def test_warp_groups_multiply_where_they_are_switched_on_and_there(monkeypatch, capability, kind):
+    built: list[str] = []
+    for found in (MatmulMma, MatmulWgmma):
+        text = found.text
+        monkeypatch.setattr(found, "text", lambda self, text=text: (built.append(type(self).__name__), text(self))[1])
+    with opened(capability) as (backend, _):
+        backend.warp_groups = True
+        raw, w = matrix("F16", 40, 64)
+        weight, x = backend.load(raw, "F16", (40, 64), "w"), normal(70, 64)
+        y = backend.download(backend.matmul(backend.upload(x), weight))
+    want = x.astype(np.float64) @ w.reshape(40, 64).T
+    assert ((y - want) ** 2).sum() < 2e-7 * (want**2).sum()
+    assert built == [kind]
 
 
 @pytest.mark.slow

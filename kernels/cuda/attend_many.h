@@ -109,7 +109,7 @@ KERNEL(THREADS)
 attend_many(GLOBAL const float *q, GLOBAL const u8 *k_cache, GLOBAL const u8 *v_cache, GLOBAL float *o,
             GLOBAL const int *step, int first_at, int seen_at, int tokens, int heads, int heads_kv, float scale,
             int window, float softcap) {
-  SHARED_BYTES(tiles);
+  SHARED_BYTES(tiles, 16);
   constexpr int TILE = ROWS_HERE * ROW_BYTES;
   let_successors_start();
   wait_for_predecessors();

@@ -1,10 +1,8 @@
 // y = factors * (x @ w.T) + bias + residual on tensor cores, for more tokens than matvec.h takes: x is what rows_half.h
 // gives. A block makes TILE_TOKENS x TILE_ROWS of y and walks along the columns, 64 at a time, in two stages: while it
-// multiplies one, the copies of the next x run, and the next weights are decoded from registers, whose loads started
-// AHEAD stages before. Weights that are halves already are copied like x. Bias and residual may be null; y may be residual.
-//
-// Shared memory: rows of 64 halves, 128 bytes, in eight parts of 16; part p of row r lies at p ^ (r % 8), so that eight
-// rows' parts, which ldmatrix reads at once, are in different banks.
+// multiplies one (tile_mma.h or tile_wgmma.h), the copies of the next x run, and the next weights are decoded from
+// registers, whose loads started AHEAD stages before. Weights that are halves already are copied like x. Bias and residual
+// may be null; y may be residual.
 // Launch: x = ceil(tokens / TILE_TOKENS) * ceil(rows / TILE_ROWS), token tiles fastest, so that blocks that share weights
 // run together; y = splits of the columns; THREADS; 2 * 128 * (TILE_TOKENS + TILE_ROWS) bytes of dynamic shared memory.
 // With splits > 1 the block that arrives last sums the parts: parts [splits, tokens, rows] f32, counters [x] int32 zeros,
@@ -13,19 +11,6 @@
 // Numerics: f16 and bf16 weights are exact, others are rounded to f16 once, from f32: off by 2^-11 of themselves at most,
 // by 2^-25 below 2^-14. x: see rows_half.h. f32 accumulation. The result's error is a random walk of these: NMSE near
 // 5e-8 with f16, near 3e-6 with bf16.
-
-#define THREADS (32 * WARPS)
-#define ROW_BYTES 128
-#define WARPS_DOWN (TILE_TOKENS >= 64 ? 2 : 1)
-#define WARPS_ACROSS (WARPS / WARPS_DOWN)
-#define WARP_TOKENS (TILE_TOKENS / WARPS_DOWN)
-#define WARP_ROWS (TILE_ROWS / WARPS_ACROSS)
-#define MMA_DOWN (WARP_TOKENS / 16)
-#define MMA_ACROSS (WARP_ROWS / 8)
-#define TILE_CHUNKS (64 / FORMAT::CHUNK)                     // of a row
-#define CHUNKS_EACH (TILE_ROWS * TILE_CHUNKS / THREADS)  // that a thread decodes
-
-DEVICE u8 *part_of(u8 *tile, int row, int part) { return tile + row * ROW_BYTES + (part ^ (row & 7)) * 16; }
 
 // `count` rows of halves from `from`, columns 64 at a time; zeros outside.
 template <int COUNT>
@@ -91,53 +76,20 @@ UNROLL
   }
 }
 
-DEVICE void multiply_tile(float (&sums)[MMA_DOWN][MMA_ACROSS][4], u8 *xs, u8 *ws) {
-  int token = WARP / WARPS_ACROSS * WARP_TOKENS, row = WARP % WARPS_ACROSS * WARP_ROWS;
-UNROLL
-  for (int k = 0; k < 4; k++) {
-    u32 a[MMA_DOWN][4], b[MMA_ACROSS / 2][4];
-UNROLL
-    for (int i = 0; i < MMA_DOWN; i++) {
-      load_matrices(a[i], part_of(xs, token + 16 * i + LANE % 16, 2 * k + LANE / 16));
-    }
-UNROLL
-    for (int i = 0; i < MMA_ACROSS / 2; i++) {
-      load_matrices(b[i], part_of(ws, row + 16 * i + LANE % 8 + LANE / 16 * 8, 2 * k + LANE / 8 % 2));
-    }
-UNROLL
-    for (int i = 0; i < MMA_DOWN; i++) {
-UNROLL
-      for (int j = 0; j < MMA_ACROSS; j++) {
-        multiply_16x8x16<BRAIN>(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
-      }
-    }
-  }
-}
-
-// Where the i-th of a thread's sums belongs.
-DEVICE void outcome_place(int i, int token_0, int row_0, int &token, int &row) {
-  int down = i / 4 / MMA_ACROSS, across = i / 4 % MMA_ACROSS;
-  token = token_0 + WARP / WARPS_ACROSS * WARP_TOKENS + 16 * down + LANE / 4 + i % 4 / 2 * 8;
-  row = row_0 + WARP % WARPS_ACROSS * WARP_ROWS + 8 * across + LANE % 4 * 2 + i % 2;
-}
-
 KERNEL(THREADS)
 matmul_mma(GLOBAL const u8 *x, GLOBAL const float *factors, GLOBAL const u8 *w, GLOBAL const float *bias,
            GLOBAL const float *residual, GLOBAL float *y, GLOBAL float *parts, GLOBAL int *counters, int tokens,
            int columns, int rows, int splits) {
-  SHARED_BYTES(tiles);
+  SHARED_BYTES(tiles, TILE_ALIGNMENT);
   LOCAL_ARRAY(int, arrived, 1);
   constexpr int STAGE = ROW_BYTES * (TILE_TOKENS + TILE_ROWS), WS = ROW_BYTES * TILE_TOKENS;
   let_successors_start();
   int down = (tokens + TILE_TOKENS - 1) / TILE_TOKENS, token_0 = BLOCK_X % down * TILE_TOKENS;
   int row_0 = BLOCK_X / down * TILE_ROWS, stages = (columns + 63) / 64, each = (stages + splits - 1) / splits;
   int begin = BLOCK_Y * each, end = begin + each < stages ? begin + each : stages;
-  float sums[MMA_DOWN][MMA_ACROSS][4];
+  Sums sums;
 UNROLL
-  for (int i = 0; i < MMA_DOWN; i++) {
-UNROLL
-    for (int j = 0; j < MMA_ACROSS; j++) sums[i][j][0] = sums[i][j][1] = sums[i][j][2] = sums[i][j][3] = 0.f;
-  }
+  for (int i = 0; i < SUMS; i++) sum_of(sums, i) = 0.f;
   Coming coming[AHEAD];
   if (FORMAT::CODED) {
 UNROLL
@@ -154,7 +106,9 @@ UNROLL
       u8 *stage = tiles + (turn & 1) * STAGE, *other = tiles + (next & 1) * STAGE;
       if (turn >= end) break;
       copies_wait<0>();
+      tile_is_there();
       BARRIER;  // this stage is there, and the other one is done with
+      if (turn >= begin) begin_tile(sums, stage, stage + WS);
       if (next < end) {
         copy_tile<TILE_TOKENS>(other, x, token_0, tokens, 64 * next, columns);
         if (FORMAT::CODED) {
@@ -165,16 +119,16 @@ UNROLL
         }
         copies_commit();
       }
-      if (turn >= begin) multiply_tile(sums, stage, stage + WS);
+      if (turn >= begin) end_tile(sums, stage, stage + WS);
     }
   }
   if (splits > 1) {
 UNROLL
-    for (int i = 0; i < MMA_DOWN * MMA_ACROSS * 4; i++) {
+    for (int i = 0; i < SUMS; i++) {
       int token, row;
       outcome_place(i, token_0, row_0, token, row);
       float *part = parts + ((i64)BLOCK_Y * tokens + token) * rows + row;
-      if (token < tokens && row < rows) *part = sums[i / 4 / MMA_ACROSS][i / 4 % MMA_ACROSS][i % 4];
+      if (token < tokens && row < rows) *part = sum_of(sums, i);
     }
     THREAD_FENCE;
     BARRIER;
@@ -187,11 +141,11 @@ UNROLL
     if (arrived[0] != splits - 1) return;
   }
 UNROLL
-  for (int i = 0; i < MMA_DOWN * MMA_ACROSS * 4; i++) {
+  for (int i = 0; i < SUMS; i++) {
     int token, row;
     outcome_place(i, token_0, row_0, token, row);
     if (token < tokens && row < rows) {
-      float value = sums[i / 4 / MMA_ACROSS][i / 4 % MMA_ACROSS][i % 4];
+      float value = sum_of(sums, i);
       i64 at = (i64)token * rows + row;
       if (splits > 1) {
         value = 0.f;

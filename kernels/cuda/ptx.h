@@ -5,7 +5,7 @@
 #undef KERNEL
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, BLOCKS_AT_ONCE)
 #endif
-#define SHARED_BYTES(name) extern __shared__ __align__(16) u8 name[]
+#define SHARED_BYTES(name, alignment) extern __shared__ __align__(alignment) u8 name[]
 #define BLOCKS_X ((int)gridDim.x)
 #define LANE ((int)threadIdx.x & 31)
 #define WARP ((int)threadIdx.x >> 5)

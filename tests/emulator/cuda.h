@@ -69,6 +69,13 @@ struct AsyncCopy {
   int group;
 };
 
+// A multiplication of a warp group that its thread has started.
+struct Product {
+  float *sums;
+  uint64_t a, b;
+  bool brain, committed;
+};
+
 struct Fiber {
   u8 *stack = nullptr;
   void *at = nullptr;     // its stack pointer while it does not run
@@ -79,6 +86,8 @@ struct Fiber {
   int thread = 0;
   std::vector<AsyncCopy> copies;
   int group = 0;
+  std::vector<Product> products;
+  bool shown = false, multiplies = false;  // what wgmma.h asks for before it multiplies
 };
 
 struct Warp {
@@ -176,6 +185,8 @@ inline void run_block(u32 seed) {
     fibers[i].barrier = nullptr;
     fibers[i].copies.clear();
     fibers[i].group = 0;
+    fibers[i].products.clear();
+    fibers[i].shown = fibers[i].multiplies = false;
   }
   for (int first = seed % n_threads; alive > 0; first = (first + 7) % n_threads) {
     bool moved = false;
@@ -197,8 +208,8 @@ inline void run_block(u32 seed) {
     }
   }
   for (int i = 0; i < n_threads; i++) {
-    if (!fibers[i].copies.empty()) {
-      fprintf(stderr, "block %d,%d: a thread ended with copies under way\n", block.x, block.y);
+    if (!fibers[i].copies.empty() || !fibers[i].products.empty()) {
+      fprintf(stderr, "block %d,%d: a thread ended with copies or products under way\n", block.x, block.y);
       abort();
     }
   }
@@ -287,7 +298,7 @@ DEVICE u16 float_to_half(float value) {
 
 // -- what ptx.h defines --
 
-#define SHARED_BYTES(name) u8 *name = grid::dynamic_shared.data()
+#define SHARED_BYTES(name, alignment) u8 *name = grid::dynamic_shared.data()
 #define LANE (grid::current->thread % 32)
 #define WARP (grid::current->thread / 32)
 #define SYNC_WARP grid::wait(grid::warp().barrier, 32)
@@ -401,3 +412,51 @@ void multiply_16x8x16(float (&c)[4], const u32 (&a)[4], u32 b_0, u32 b_1) {
   grid::wait(own.barrier, 32);
 }
 DEVICE u32 pack_halves(float low, float high) { return float_to_half(low) | (u32)float_to_half(high) << 16; }
+
+// -- what wgmma.h defines --
+
+namespace grid {
+
+// A half of a matrix in shared memory, by the bits of its descriptor: start, bytes between groups of eight rows, swizzle.
+inline double wgmma_element(uint64_t descriptor, int row, int k, bool brain) {
+  size_t at = ((descriptor & 0x3FFF) << 4) + row / 8 * ((descriptor >> 32 & 0x3FFF) << 4) + row % 8 * 128 + 2 * k;
+  at ^= (at >> 7 & 7) << 4;
+  bool fits = descriptor >> 62 == 1 && !(descriptor >> 46 & 0xFFFF & ~0xC000) && at + 2 <= dynamic_shared.size();
+  if (!fits) fprintf(stderr, "wgmma: descriptor %llx, row %d\n", (unsigned long long)descriptor, row), abort();
+  u16 bits;
+  memcpy(&bits, &dynamic_shared[at], 2);
+  return brain ? half_of<true>(bits, 0) : half_of<false>(bits, 0);
+}
+
+}  // namespace grid
+
+typedef unsigned long long u64;
+// Dynamic shared memory begins at address 0.
+DEVICE u32 shared_address(const void *at) { return (const u8 *)at - grid::dynamic_shared.data(); }
+DEVICE void show_to_wgmma() { grid::current->shown = true; }
+DEVICE void wgmma_begin() { grid::current->multiplies = true; }
+
+// Starts nothing: what a tile holds when it is waited for counts.
+template <bool BF16S>
+void start_64x128x16(float (&c)[64], uint64_t a, uint64_t b) {
+  grid::Fiber &self = *grid::current;
+  if (!self.shown || !self.multiplies) fprintf(stderr, "wgmma: without its fences\n"), abort();
+  self.products.push_back({c, a, b, BF16S, false});
+}
+DEVICE void wgmma_commit() {
+  for (auto &product : grid::current->products) product.committed = true;
+}
+DEVICE void wgmma_wait(float (&c)[64]) {
+  grid::Fiber &self = *grid::current;
+  for (auto &p : self.products) {
+    if (!p.committed || p.sums != c) fprintf(stderr, "wgmma: not what is waited for\n"), abort();
+    for (int i = 0; i < 64; i++) {
+      int row = WARP % 4 * 16 + LANE / 4 + i % 4 / 2 * 8, column = i / 4 * 8 + LANE % 4 * 2 + i % 2;
+      double sum = c[i];
+      for (int k = 0; k < 16; k++) sum += grid::wgmma_element(p.a, row, k, p.brain) * grid::wgmma_element(p.b, column, k, p.brain);
+      c[i] = (float)sum;
+    }
+  }
+  self.products.clear();
+  self.shown = self.multiplies = false;
+}
