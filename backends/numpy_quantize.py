@@ -7,7 +7,8 @@ each start becomes a wish: what its levels want, and what every other scale and 
 one part, the half-precision numbers next to the best wish are taken. Where parts have integer scales of one scale of
 the block's own, sixteen of those are tried, each part taking the integers closest to the wish that is cheapest with
 them; at last every part tries the integers around its choice. Errors are weighed with the importance of a weight's
-column.
+column; without importance some formats weigh them with the size of the weight, since least squares alone shorten
+what they stand for, by the share that the error has of its squares.
 """
 
 from __future__ import annotations
@@ -34,14 +35,19 @@ def quantize_rows(x: Floats, fmt: str, importance: Floats | None = None) -> NDAr
     form, scheme = BY_NAME[fmt], SCHEMES[fmt]
     blocks = x.reshape(-1, form.block)
     effort = scheme.plain if importance is None else scheme.weighed
-    weights = np.ones((1, form.block), np.float32) if importance is None else importance.reshape(-1, form.block)
     step = max(1, AT_ONCE // x.shape[1]) * (x.shape[1] // form.block)  # whole rows
     out = np.empty((len(blocks), form.nbytes), np.uint8)
     for first in range(0, len(blocks), step):
         part = blocks[first : first + step]
-        w = np.tile(weights, (len(part) // len(weights), 1))
-        out[first : first + step] = pack(fmt, _quantize(part, w, scheme, effort))
+        out[first : first + step] = pack(fmt, _quantize(part, _weights(part, scheme, importance), scheme, effort))
     return out.reshape(len(x), -1)
+
+
+def _weights(blocks: Floats, scheme: Scheme, importance: Floats | None) -> Floats:
+    """What errors are weighed with [blocks, weights]; `blocks` are whole rows."""
+    if importance is not None:
+        return np.resize(importance, blocks.shape)
+    return np.abs(blocks) if scheme.by_size else np.ones_like(blocks)
 
 
 def _quantize(x: Floats, w: Floats, scheme: Scheme, effort: Effort) -> Blocks:
@@ -178,6 +184,8 @@ def _settle(parts: _Parts, effort: Effort) -> tuple[Halves, Halves]:
     """Scale and low as half-precision numbers [parts]."""
     weight = parts.weight
     d, base = (_half(v) for v in parts.starts(effort))
+    if not parts.scheme.lines:
+        return d[:, 0], base[:, 0]
     tried = []
     for _ in range(effort.polish + 1):
         error, wish = parts.wish(d.astype(np.float32), base.astype(np.float32))

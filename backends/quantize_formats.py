@@ -44,7 +44,8 @@ class Scheme:
 
     `sub` weights share a scale; `low` is 0 unless `affine`. Where the format has scales of scales, `scales` is their
     range, in units of the block's own scale, and lows are 0 or below; `units`: the factors tried on that scale, from
-    and to. kernels/cpu/quantize/scheme.cpp has the same table.
+    and to. Without `lines` nothing is searched for: the levels just cover the weights. `by_size`: without importance,
+    errors are weighed with the size of what is rounded. kernels/cpu/quantize/scheme.cpp has the same table.
     """
 
     sub: int
@@ -55,32 +56,34 @@ class Scheme:
     units: tuple[float, float] = (1.0, 1.0)
     plain: Effort = ONCE  # without importance, and with
     weighed: Effort = ONCE
+    by_size: bool = False
     table: tuple[int, ...] = ()  # levels that are not evenly spaced
 
 
 SCHEMES = {
     "Q4_0": Scheme(32, (-8, 7), (Line(-8, 0.85, 1.05, 10), Line(7, 0.92, 1.08, 5)), weighed=Effort(2, 1)),
     "Q5_0": Scheme(32, (-16, 15), (Line(-16, 0.88, 1.04, 10), Line(15, 0.94, 1.06, 5)), weighed=Effort(2, 1)),
-    "Q8_0": Scheme(32, (-127, 127), (Line(-127, 0.97, 1.01, 15),)),
+    "Q8_0": Scheme(32, (-127, 127), ()),
     "IQ4_NL": Scheme(
         32,
         (IQ4_NL[0], IQ4_NL[-1]),
         (Line(-127, 0.85, 1.08, 15), Line(113, 0.85, 1.08, 16)),
         plain=Effort(1, 1),
         weighed=Effort(1, 2),
+        by_size=True,
         table=IQ4_NL,
     ),
     "Q4_1": Scheme(
         32,
         (0, 15),
-        (Line(0, 0.94, 1.04, 5), Line(0.5, 0.88, 1.03, 5), Line(1, 0.94, 1.04, 5)),
+        (Line(0, 0.94, 1.064, 8), Line(0.5, 0.88, 1.04, 4), Line(1, 0.94, 1.06, 3)),
         affine=True,
         weighed=Effort(3, 3),
     ),
     "Q5_1": Scheme(
         32,
         (0, 31),
-        (Line(0, 0.97, 1.02, 5), Line(0.5, 0.94, 1.015, 5), Line(1, 0.97, 1.02, 5)),
+        (Line(0, 0.965, 1.035, 7), Line(0.5, 0.94, 1.02, 4), Line(1, 0.97, 1.03, 4)),
         affine=True,
         weighed=Effort(3, 3),
     ),

@@ -41,7 +41,7 @@ def choose_devices(gpu: str, probes: Sequence[Probe]) -> tuple[list[DeviceInfo],
     `gpu` is one of KINDS, an alias, a backend's name, or a device's such as `opencl:1`; case does not matter. A card
     that two backends see is taken from the first one, in the order of `probes`.
 
-    auto     the real GPUs of the first backend that has any; with none, the CPU, and the notice says why
+    auto     the real GPUs of the first backend that has any; with none, the CPU, and the notice says so
     nvidia   CUDA's devices, else OpenCL's of that vendor
     amd      OpenCL's GPUs of that vendor
     opencl   OpenCL's GPUs, else whatever devices it has, CPUs too
@@ -58,7 +58,9 @@ def choose_devices(gpu: str, probes: Sequence[Probe]) -> tuple[list[DeviceInfo],
         gpus = [device for device in found if device.is_gpu]
         if gpus:
             return [device for device in gpus if device.backend == gpus[0].backend], _closed(probes)
-        return [], f"no GPU in use, all layers on the CPU ({_reasons(probes)})"
+        closed = [probe for probe in probes if probe.closed]
+        why = _reasons(closed) if closed else "`layerlift devices` says why"
+        return [], f"no GPU in use, all layers on the CPU ({why})"
     if kind.split(":")[0] in HOST_BACKENDS:
         raise UserError(
             f"--gpu {gpu} is no GPU", hint="--gpu disable computes on the CPU; LAYERLIFT_ISA=numpy does so with NumPy"

@@ -48,6 +48,7 @@ _INTEGERS = {
     "seed": (-math.inf, math.inf),
 }
 BOUNDS = _RANGES | _INTEGERS
+HIGHEST = 1e30  # of a logit with its biases, which leaves later steps room within float32; below -1e30 is forbidden
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,8 @@ class Sampler:
         out = logits.copy()
         self.sampling.check_vocabulary(out.size)
         for token, bias in self.sampling.logit_bias:
-            out[token] += bias
+            value = float(out[token]) + bias
+            out[token] = min(value, HIGHEST) if value > -HIGHEST else -math.inf
         return out
 
     def _likeliest(self, logits: NDArray[np.float32]) -> int:

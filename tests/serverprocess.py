@@ -13,11 +13,11 @@ from collections.abc import Iterator
 
 
 class Process:
-    """A server process, of layerlift or another `command`; its stderr is gathered as it comes."""
+    """A server process, of layerlift or another `command`; its stderr is gathered as it comes. `more` is for Popen."""
 
-    def __init__(self, *flags: str, command=(sys.executable, "-m", "layerlift"), env: dict[str, str] | None = None):
+    def __init__(self, *flags: str, command=(sys.executable, "-m", "layerlift"), **more):
         line = [*command, "--server", "--nobrowser", "--gpu", "disable", "-t", "1", *flags]
-        self.child = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        self.child = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
         self.said = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

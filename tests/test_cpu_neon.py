@@ -24,7 +24,7 @@ def program(tmp_path_factory):
     return [emulator, "-cpu", "max", "-L", SYSTEM, str(driver)]
 
 
-@pytest.fixture(params=["neon", "generic"])
+@pytest.fixture(params=["i8mm", "neon", "generic"])
 def backend(program, request):
     with Driver(program, 3, request.param) as driver:
         yield DriverBackend(driver)
@@ -36,6 +36,6 @@ def test_an_arm_cpu_computes_as_float64(backend, check):
 
 
 def test_the_best_set_is_chosen_by_the_cpus_features(program):
-    for cpu, expected in (("max", "neon"), ("cortex-a53", "generic")):
+    for cpu, expected in (("max", "i8mm"), ("neoverse-n1", "neon"), ("cortex-a53", "generic")):
         with Driver([program[0], "-cpu", cpu, *program[3:]], 1, "") as driver:
             assert driver.call("isa", arrays=[np.frombuffer(expected.encode(), np.uint8)]), f"{cpu}: not {expected}"

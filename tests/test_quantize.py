@@ -165,3 +165,12 @@ def test_importance_moves_the_error_to_columns_that_matter_less(quantizer):
             for w in (None, importance)
         )
         assert weighed[:, ::8].mean() < plain[:, ::8].mean(), fmt
+
+
+def test_iq4_nl_without_importance_keeps_the_length_of_its_weights(quantizer):
+    """Least squares alone would shorten weights by the share that the error has of their squares."""
+    x = sample()[0]
+    made = decode_rows(quantizer.rows(x.view(np.uint8), "F32", COLUMNS, "IQ4_NL"), "IQ4_NL", COLUMNS).astype(np.float64)
+    whole = np.square(x, dtype=np.float64).sum()
+    lost, error = 1 - (made * x).sum() / whole, np.square(made - x).sum() / whole
+    assert lost < 0.5 * error, f"{lost:.5f} of the length, {error:.5f} of the squares"

@@ -136,6 +136,15 @@ def test_a_bias_of_minus_infinity_forbids_in_every_mode():
         assert best not in chosen(sampling, values, 50)
 
 
+def test_biases_that_add_up_to_more_than_a_float_force_or_forbid():
+    values = np.zeros(5, np.float32)
+    for settings in ({"temperature": 0.0}, {}, {"n_probs": 2}, {"mirostat": 2}, {"repeat_penalty": 1000.0}):
+        forced = Sampling(seed=1, logit_bias=((2, 3e38), (2, 3e38)), **settings)
+        assert Sampler(forced, context=[2]).sample(values).id == 2
+        forbidden = Sampling(seed=1, logit_bias=tuple((i, -1e300) for i in (0, 1, 3, 4)), **settings)
+        assert Sampler(forbidden).sample(values).id == 2
+
+
 def test_a_bias_can_force_and_an_impossible_one_is_an_error():
     values = logits(n=4)
     assert Sampler(Sampling(logit_bias=((2, 1000.0),))).sample(values).id == 2

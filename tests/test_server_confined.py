@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import httpx
 import pytest
 from layerlift.runtime import landlock
+from layerlift.runtime.pack import pack
 from serverprocess import started
 
 pytestmark = pytest.mark.skipif(not landlock.version(), reason="this kernel has no Landlock")
@@ -23,7 +25,7 @@ def filters(pid: int) -> set[str]:
 
 
 def chat(url: str, text: str) -> httpx.Response:
-    body = {"messages": [{"role": "user", "content": text}], "max_tokens": 4}
+    body = {"messages": [{"role": "user", "content": text}], "max_tokens": 4, "ignore_eos": True}
     return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60, trust_env=False)
 
 
@@ -55,3 +57,25 @@ def test_a_server_may_be_left_as_it_is(tiny):
         assert filters(process.child.pid) == {"0"}
         assert chat(url, "hello").status_code == 200
         assert process.end() == 0
+
+
+@pytest.mark.slow
+def test_a_packed_server_is_confined_and_answers_from_a_read_only_folder(tiny, tmp_path):
+    packed = tmp_path / "folder" / "tiny.llm"
+    packed.parent.mkdir()
+    pack(tiny(), packed)
+    packed.parent.chmod(0o555)
+    try:
+        command = [sys.executable, str(packed)]
+        with started("--port", "0", "-c", "512", command=command, cwd=packed.parent) as process:
+            url = process.url()
+            assert filters(process.child.pid) == {"2"}
+            assert chat(url, "hello").json()["usage"]["completion_tokens"] == 4
+            assert "<title>" in httpx.get(url, trust_env=False).text
+            constrained = {"prompt": "x", "max_tokens": 4, "grammar": 'root ::= "yes"'}
+            answer = httpx.post(f"{url}/v1/completions", json=constrained, timeout=60, trust_env=False)
+            assert answer.json()["choices"][0]["text"] in ("y", "ye", "yes")
+            assert process.end() == 0
+            assert "confined" not in process.said
+    finally:
+        packed.parent.chmod(0o755)

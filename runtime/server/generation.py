@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..errors import ContextFull
 from ..request import Done, Event, Prefill, Request, Timings, Token
@@ -80,8 +80,7 @@ class Progress:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Text of the answer, possibly none, and the token it came with, if one did."""
 
     text: str
@@ -252,7 +251,9 @@ class Generation(AsyncIterator[Answer]):
             if self._ended:
                 raise StopAsyncIteration
             try:
-                event = await self._mail.get()
+                while not self._mail.letters:
+                    await self._mail
+                event = self._mail.letters.popleft()
                 if isinstance(event, BaseException):
                     self._service.metrics.failed += 1
                     raise event
@@ -284,25 +285,25 @@ class Generation(AsyncIterator[Answer]):
     # -- events --
 
     def _take(self, event: Event) -> None:
-        if isinstance(event, Prefill):
-            self._cached, self._evaluated = event.cached, event.done - event.cached
-            self._out.append(Progress(event.done, event.total, event.cached, time.perf_counter() - self.started))
-        elif isinstance(event, Token):
+        if isinstance(event, Token):
             self._clock()
             self.generated += 1
             self._read(event.text, event)
             if self._reader is not None and self._reader.full:
                 self._stream.cancel()  # its one call is made; what the model would write behind it is not wanted
+        elif isinstance(event, Prefill):
+            self._cached, self._evaluated = event.cached, event.done - event.cached
+            self._out.append(Progress(event.done, event.total, event.cached, time.perf_counter() - self.started))
         else:
             self._end(event)
 
     def _clock(self) -> None:
-        now, metrics = time.perf_counter(), self._service.metrics
+        now = time.perf_counter()
         if self._first:
-            metrics.between_tokens.add(now - self._last)
+            self._service.metrics.between_tokens.add(now - self._last)
         else:
             self._first = now
-            metrics.first_token.add(now - self.started)
+            self._service.metrics.first_token.add(now - self.started)
         self._last = now
 
     def _read(self, text: str, token: Token | None) -> None:

@@ -135,12 +135,13 @@ async def _chunks(service: Service, body: ChatBody, generations: list[Generation
             shown["logprobs"] = {"content": [openai.logprob(service.tokenizer, token)]}
         return shown
 
+    tells = body.timings_per_token or body.logprobs
     plain = [wire.texts(chunk(index, {"content": wire.TEXT})) for index in range(len(generations))]
     for index in range(len(generations)):
         yield chunk(index, {"role": "assistant", "content": None})
     async for index, event in merged(generations):
         if isinstance(event, Piece):
-            if more := live(index, event.token):
+            if tells and (more := live(index, event.token)):
                 yield chunk(index, {"content": event.text}, **more)
             elif event.text:
                 yield plain[index](event.text)

@@ -213,13 +213,14 @@ async def _chunks(
             shown["logprobs"] = _logprobs(service, [token], places[index].of([token]))
         return shown
 
+    tells = body.timings_per_token or _probs(body) >= 0
     plain = [wire.texts(chunk(index, wire.TEXT)) for index in range(len(generations))]
     if body.echo:
         for index, prompt in enumerate(echoed):
             yield chunk(index, prompt)
     async for index, event in merged(generations):
         if isinstance(event, Piece):
-            if more := live(index, event.token):
+            if tells and (more := live(index, event.token)):
                 yield chunk(index, event.text, **more)
             elif event.text:
                 yield plain[index](event.text)
