@@ -27,6 +27,9 @@ extern const Isa isa;
 namespace neon {
 extern const Isa isa;
 }
+namespace i8mm {
+extern const Isa isa;
+}
 #endif
 
 namespace {
@@ -56,6 +59,7 @@ std::vector<const Isa*> usable() {
   if (has_avx2) found.push_back(&avx2::isa);
 #elif defined(__aarch64__)
 #if defined(__linux__)
+  if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) && (getauxval(AT_HWCAP2) & HWCAP2_I8MM)) found.push_back(&i8mm::isa);
   if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) found.push_back(&neon::isa);
 #else
   found.push_back(&neon::isa);

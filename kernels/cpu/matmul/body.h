@@ -9,6 +9,8 @@ namespace layerlift::LL_ISA {
 // Tokens in a tile: twice as many sums must fit the registers beside the weights.
 #if defined(__AVX512F__)
 constexpr int kTileBytes = 6, kTileFloats = 12;
+#elif defined(LL_MATRICES)
+constexpr int kTileBytes = 4, kTileFloats = 3;
 #else
 constexpr int kTileBytes = 2, kTileFloats = 3;
 #endif

@@ -103,6 +103,15 @@ template <class L> struct Unpacked {
   alignas(64) float minimum[kPanelBlocks][L::kSubs][2][kGroup];
 };
 
+#ifdef LL_MATRICES
+// Vectors 2i and 2i + 1 hold eight columns: of rows 0 to 7, and of rows 8 to 15.
+static inline void arrange(u8x64* w) {
+  for (int g = 0; g < 8; g += 2) join_columns(w[g], w[g + 1], w[g], w[g + 1]);
+}
+#else
+static inline void arrange(u8x64*) {}
+#endif
+
 template <class L> static void unpack_panel(const Matrix& m, int64_t band, int64_t first, int blocks, Unpacked<L>& to) {
   for (int half = 0; half < 2; half++) {
     const uint8_t* base = m.group(2 * band + half);
@@ -113,6 +122,7 @@ template <class L> static void unpack_panel(const Matrix& m, int64_t band, int64
       f32x16 scale[L::kSubs], minimum[L::kSubs];
       unpack<L>(slab + L::kQuants + b * L::kQuantBytes, w);
       scales<L>(slab, b, scale, minimum);
+      arrange(w);
       for (int g = 0; g < 8; g++) store_u8(to.bytes[i][g][half], w[g]);
       for (int s = 0; s < L::kSubs; s++) {
         store(to.scale[i][s][half], scale[s]);
@@ -122,8 +132,25 @@ template <class L> static void unpack_panel(const Matrix& m, int64_t band, int64
   }
 }
 
-// acc[half][column] += bytes of `count` vectors from w on, times the input tile's. A true loop: unrolled, GCC 12 runs out
-// of registers and moves sums through memory.
+// acc[half][column] += bytes of `count` vectors from w on, times the input tile's.
+#ifdef LL_MATRICES
+template <class L, int width>
+static inline void tile_dots(const uint8_t (*w)[2][64], int count, const int8_t* a, i32x16 (&acc)[2][width]) {
+  for (int half = 0; half < 2; half++) {
+    i32x16x2 sums[width / 2] = {};
+    const int8_t* x = a;
+    for (int g = 0; g < count; g += 2, x += width * 8) {
+      u8x64 low = load_u8(w[g][half]), high = load_u8(w[g + 1][half]);
+      for (int c = 0; c < width; c += 2) multiply(sums[c / 2], low, high, two_tokens(x + 4 * c, x + 4 * (width + c)));
+    }
+    for (int c = 0; c < width; c += 2) {
+      acc[half][c] = add(acc[half][c], first_token(sums[c / 2]));
+      acc[half][c + 1] = add(acc[half][c + 1], second_token(sums[c / 2]));
+    }
+  }
+}
+#else
+// A true loop: unrolled, GCC 12 runs out of registers and moves sums through memory.
 template <class L, int width>
 static inline void tile_dots(const uint8_t (*w)[2][64], int count, const int8_t* a, i32x16 (&acc)[2][width]) {
   LL_UNROLL(1)
@@ -136,6 +163,7 @@ static inline void tile_dots(const uint8_t (*w)[2][64], int count, const int8_t*
     }
   }
 }
+#endif
 
 // One panel times one tile of the input: y [width][32] += .
 template <class L, int width>

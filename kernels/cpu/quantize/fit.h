@@ -8,14 +8,14 @@ namespace layerlift::LL_ISA {
 // Where the search begins: scales and lows in units of what a part spans, sixteen to a round.
 struct Starts {
   static constexpr int kMostRounds = 3;
-  int rounds, polish;  // polish: how often each start moves to what its levels want
+  int count, rounds, polish;  // polish: how often each start moves to what its levels want
   Pairs at[kMostRounds];
 
   Starts(const Scheme& s, const Effort& effort) : polish(effort.polish) {
     float scale[kMostRounds * kLanes], low[kMostRounds * kLanes];
     scale[0] = s.affine ? 1 : 1 / s.lowest;  // what just covers the weights
     low[0] = 0;
-    int count = 1;
+    count = 1;
     for (const Line& line : s.lines)
       for (int i = 0, n = line.count * effort.density; i < n; i++, count++) {
         const float share = line.from + (line.to - line.from) * float(i) / float(n > 1 ? n - 1 : 1);
@@ -23,9 +23,9 @@ struct Starts {
         low[count] = s.affine ? line.pin * (1 - share) * s.highest : 0;
       }
     rounds = (count + kLanes - 1) / kLanes;
-    for (; count < rounds * kLanes; count++) {
-      scale[count] = scale[0];
-      low[count] = low[0];
+    for (int i = count; i < rounds * kLanes; i++) {
+      scale[i] = scale[0];
+      low[i] = low[0];
     }
     for (int r = 0; r < rounds; r++) at[r] = {load(scale + r * kLanes), load(low + r * kLanes)};
   }

@@ -25,8 +25,9 @@ struct Scheme {
   bool affine;                   // otherwise low is 0
   float scale_lowest, scale_highest;  // of the integers that multiply the block's scale; both 0: there are none
   float least_unit, most_unit;   // factors tried on the block's scale that just covers what its parts want
-  Line lines[3];
+  Line lines[3];                 // none: the levels just cover the weights, and nothing is searched
   Effort plain, weighed;         // without importance, and with
+  bool by_size;                  // without importance, errors are weighed with the size of what is rounded
   const float* table;            // 16 levels that are not evenly spaced, or nullptr
 };
 

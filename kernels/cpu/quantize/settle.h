@@ -19,6 +19,15 @@ template <class Levels> static inline Pairs halves(const Wishes& wish, float wei
   return {scale, half(sub(wish.at.low, mul(mul(wish.level, per_w), step)))};
 }
 
+// Levels that just cover the weights.
+template <class Levels> static inline void cover(const Scheme& s, const Levels& levels, const Part& p, Block& b) {
+  const Span span = span_of<Levels>(s, p);
+  const float step = Levels::kAffine ? span.step : span.step / s.lowest;
+  b.d = f32_to_f16(step);
+  b.low = f32_to_f16(span.low);
+  put_levels(s, levels, p, f16_to_f32(b.d), f16_to_f32(b.low), b.q);
+}
+
 template <bool kWeighed, class Levels>
 static inline void settle(const Scheme& s, const Levels& levels, const Starts& starts, const Part& p, Block& b) {
   const Span span = span_of<Levels>(s, p);

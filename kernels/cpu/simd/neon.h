@@ -1,4 +1,4 @@
-// NEON with the dot-product extension: four registers for 16 lanes.
+// NEON with the dot-product extension, and the matrix one where it is there: four registers for 16 lanes.
 #pragma once
 
 #include <arm_neon.h>
@@ -180,6 +180,40 @@ static inline i32x16 dot4_ss(i32x16 acc, u8x64 w, const int8_t* x) {
 }
 // Unsigned bytes are quants of at most 6 bits here, where a signed product is the same.
 static inline i32x16 dot4_us(i32x16 acc, u8x64 w, const int8_t* x) { return dot4_ss(acc, w, x); }
+
+#ifdef __ARM_FEATURE_MATMUL_INT8
+// Products of two rows with two tokens at a time (matmul/bytes.h).
+#define LL_MATRICES
+// Four columns of 16 rows and the next four, as eight of rows 0 to 7, and of rows 8 to 15.
+static inline void join_columns(u8x64 x, u8x64 y, u8x64& low, u8x64& high) {
+  auto first = [](uint8x16_t p, uint8x16_t q) {
+    return vreinterpretq_u8_u32(vzip1q_u32(vreinterpretq_u32_u8(p), vreinterpretq_u32_u8(q)));
+  };
+  auto last = [](uint8x16_t p, uint8x16_t q) {
+    return vreinterpretq_u8_u32(vzip2q_u32(vreinterpretq_u32_u8(p), vreinterpretq_u32_u8(q)));
+  };
+  low = {first(x.a, y.a), last(x.a, y.a), first(x.b, y.b), last(x.b, y.b)};
+  high = {first(x.c, y.c), last(x.c, y.c), first(x.d, y.d), last(x.d, y.d)};
+}
+// Eight columns of two tokens: of each, four columns lie at `a` and four at `b`.
+static inline int8x16_t two_tokens(const int8_t* a, const int8_t* b) {
+  int32x2x2_t joined = vzip_s32(vreinterpret_s32_s8(vld1_s8(a)), vreinterpret_s32_s8(vld1_s8(b)));
+  return vreinterpretq_s8_s32(vcombine_s32(joined.val[0], joined.val[1]));
+}
+// Sums of 16 rows with two tokens; a register has two rows of each.
+struct i32x16x2 { int32x4_t r[8]; };
+static inline void multiply(i32x16x2& acc, u8x64 low, u8x64 high, int8x16_t x) {
+  const uint8x16_t w[8] = {low.a, low.b, low.c, low.d, high.a, high.b, high.c, high.d};
+  LL_UNROLL(8)
+  for (int i = 0; i < 8; i++) acc.r[i] = vmmlaq_s32(acc.r[i], vreinterpretq_s8_u8(w[i]), x);
+}
+static inline i32x16 first_token(const i32x16x2& x) {
+  return {vuzp1q_s32(x.r[0], x.r[1]), vuzp1q_s32(x.r[2], x.r[3]), vuzp1q_s32(x.r[4], x.r[5]), vuzp1q_s32(x.r[6], x.r[7])};
+}
+static inline i32x16 second_token(const i32x16x2& x) {
+  return {vuzp2q_s32(x.r[0], x.r[1]), vuzp2q_s32(x.r[2], x.r[3]), vuzp2q_s32(x.r[4], x.r[5]), vuzp2q_s32(x.r[6], x.r[7])};
+}
+#endif
 
 static inline float32x4_t high_half(uint8x16_t pairs) {
   return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u8(pairs), vdupq_n_u32(0xffff0000u)));
