@@ -66,6 +66,15 @@ def test_rows_that_no_unit_divides(backend):
     np.testing.assert_array_equal(backend.download(backend.embed(w, np.array([3], np.int32)))[0], values[3])
 
 
+def test_every_half_is_read_exactly(backend):
+    halves = np.arange(1 << 16, dtype=np.uint16).reshape(-1, 32)
+    w = backend.load(halves.view(np.uint8).reshape(-1), "F16", halves.shape, "w")
+    found = backend.download(backend.embed(w, np.arange(len(halves), dtype=np.int32)))
+    want = halves.view(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(found, want)  # subnormal and infinite ones too; NaN equals NaN here
+    np.testing.assert_array_equal(np.signbit(found), np.signbit(want))
+
+
 def test_a_context_in_parts_gives_the_same_attention(backend, monkeypatch):
     from dataclasses import replace
 

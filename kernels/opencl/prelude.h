@@ -17,7 +17,7 @@ typedef half f16;
 #define TABLE_AT __constant
 
 #define UNROLL _Pragma("unroll")
-#if COMPACT  // loops over the 32 weights of a unit stay loops: CPUs gain nothing from more, and compile in half the time
+#if COMPACT  // loops over a unit of 32 stay loops: unrolled, PoCL turns the long product's inside out (bench/LOG.md)
 #define UNROLL_UNIT
 #else
 #define UNROLL_UNIT _Pragma("unroll")
@@ -28,7 +28,7 @@ typedef half f16;
 #define BLOCK_Y ((int)get_group_id(1))
 #define BARRIER barrier(CLK_LOCAL_MEM_FENCE)
 
-#if COMPACT
+#if COMPACT  // PoCL calls vload_half as a function
 DEVICE float half_to_float(u32 bits) {
   u32 magnitude = (bits & 0x7FFFu) << 13;  // an exponent too small by 112
   float value = as_float(magnitude) * 0x1p112f;
@@ -43,7 +43,7 @@ DEVICE float half_to_float(u32 bits) {
 #define AS_FLOAT(bits) as_float(bits)
 #define AS_UINT(value) as_uint(value)
 
-// Four floats side by side. PoCL calls vload4, vstore4 and vload_half as functions.
+// Four floats side by side; vload4 and vstore4 are calls in PoCL.
 #define FOUR(value) ((float4)(value))
 #define FOUR_OF(a, b, c, d) ((float4)(a, b, c, d))
 #define STORE_FOUR(four, out) ((out)[0] = (four).x, (out)[1] = (four).y, (out)[2] = (four).z, (out)[3] = (four).w)
