@@ -83,6 +83,7 @@ def test_every_file_builds_within_its_registers_and_without_spills(compiler, bui
     check(compiler, "sm_90", build)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fmt", ["Q6_K", "BF16"])
 def test_products_by_warp_groups_build_for_hopper_alone(compiler, fmt):
     check(compiler, "sm_90a", wgmma(fmt))
