@@ -23,13 +23,14 @@ from layerlift.kernels import sources
 from native_driver import Driver
 
 FOLDER = Path(__file__).parent / "emulator"
+HEADERS = ("grid.h", "cuda.h", "matrices.h", "driver.h")  # in this order before every text
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 PARAMETERS = re.compile(r"^KERNEL\(\w+\)\s+(\w+)\(([^)]*)\)", re.MULTILINE)
 
 
 def prelude() -> str:
     """In place of kernels/cuda's: the emulator's own stands before every text already."""
-    return "// tests/emulator/cuda.h\n"
+    return "// tests/emulator\n"
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _build(text: str, sanitize: bool) -> Path:
 @functools.cache
 def _header(compiler: str, flags: tuple[str, ...]) -> Path:
     """What stands before every text, compiled ahead: half of the time of a build."""
-    text = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in ("cuda.h", "driver.h"))
+    text = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in HEADERS)
     header = _folder() / f"{_key(compiler, *flags, text)}.h"
     ahead = header.with_name(f"{header.name}.gch")
     if not ahead.exists():

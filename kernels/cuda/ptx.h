@@ -1,4 +1,4 @@
-// The instructions that CUDA C++ has no name for, and what depends on the architecture. tests/emulator/cuda.h says the
+// The instructions that CUDA C++ has no name for, and what depends on the architecture. tests/emulator/ says the
 // same in plain C++. Loads of weights and the waits are volatile: the compiler keeps them in the order they stand in.
 
 #ifdef BLOCKS_AT_ONCE  // blocks that a multiprocessor must hold: bounds the registers

@@ -1,5 +1,5 @@
 // The multiplications of a warp group, four warps, from tiles in shared memory: only code for sm_90a has them.
-// tests/emulator/cuda.h says the same in plain C++.
+// tests/emulator/matrices.h says the same in plain C++.
 
 typedef unsigned long long u64;
 
